@@ -1,0 +1,30 @@
+"""Errors of the kvstore room.
+
+KvStoreError
+|- LayoutError      a format or block size that cannot be; nothing was touched
+|- StagingError     staging memory cannot be made or mapped, or holds too few slots; nothing was reserved
+|- StoreError       the store as a whole cannot serve (unwritable, another format); blocks are as before
+`- TransferError    bytes did not arrive; the destination is undefined and must not be read
+"""
+
+from __future__ import annotations
+
+
+class KvStoreError(Exception):
+    """Root of this room's errors."""
+
+
+class LayoutError(KvStoreError):
+    """A KV format or block size that cannot be."""
+
+
+class StagingError(KvStoreError):
+    """Staging memory cannot be made or mapped, or holds too few slots; nothing was reserved."""
+
+
+class StoreError(KvStoreError):
+    """The store as a whole cannot serve; what it held is as before."""
+
+
+class TransferError(KvStoreError):
+    """Bytes did not arrive; the destination is undefined."""

@@ -1,0 +1,96 @@
+"""BlockStore in this process's memory: the plain variant, for tests and for runs without a disk.
+
+Same behaviour as the SSD store, verification included; what does not fit is not stored.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvstore.block_record import encode_record_header, record_header_bytes, verify_record
+from kvstore.errors import StoreError
+from kvstore.layout import BlockLayout
+from kvstore.store import (
+    BlockLocation,
+    BlockRead,
+    BlockReadResult,
+    BlockWrite,
+    Bytes,
+    ReadStatus,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    header: Bytes
+    data: Bytes
+
+
+class MemoryStore:
+    """A BlockStore; see kvstore.store for the contract. It never evicts."""
+
+    def __init__(self, layout: BlockLayout, capacity_bytes: int) -> None:
+        self.layout = layout
+        self.capacity_bytes = capacity_bytes
+        self._record_bytes = record_header_bytes(layout) + layout.full_block_bytes
+        self._records: dict[tuple[str, int], _Record] = {}
+        self._num_reserved = 0
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def stored_bytes(self) -> int:
+        return self._num_reserved * self._record_bytes
+
+    def read(self, reads: Sequence[BlockRead], deadline_s: float) -> list[BlockReadResult]:
+        self._check_open()
+        end_s = time.monotonic() + deadline_s
+        return [self._read_one(read, end_s) for read in reads]
+
+    def _read_one(self, read: BlockRead, end_s: float) -> BlockReadResult:
+        if time.monotonic() >= end_s:
+            settled = threading.Event()
+            settled.set()
+            return BlockReadResult(ReadStatus.TIMED_OUT, settled=settled)
+        record = self._records.get((read.location.segment, read.location.offset))
+        if record is None:
+            return BlockReadResult(ReadStatus.MISSING)
+        into = read.into[: self.layout.full_block_bytes]
+        into[:] = record.data
+        checksums = verify_record(self.layout, record.header, into, read.key, read.location.checksum)
+        if checksums is None:
+            return BlockReadResult(ReadStatus.CORRUPT)
+        return BlockReadResult(ReadStatus.OK, checksums)
+
+    def write(self, writes: Sequence[BlockWrite], deadline_s: float) -> list[BlockLocation | None]:
+        self._check_open()
+        end_s = time.monotonic() + deadline_s
+        return [self._write_one(write, end_s) for write in writes]
+
+    def _write_one(self, write: BlockWrite, end_s: float) -> BlockLocation | None:
+        if time.monotonic() >= end_s:
+            return None
+        with self._lock:
+            if self.stored_bytes + self._record_bytes > self.capacity_bytes:
+                return None
+            offset = self._num_reserved * self._record_bytes
+            self._num_reserved += 1
+        header = np.empty(record_header_bytes(self.layout), np.uint8)
+        crc = encode_record_header(self.layout, write.key, write.layer_checksums, header)
+        location = BlockLocation(f"memory.{write.weights_id}", offset, self._record_bytes, crc)
+        data = write.data[: self.layout.full_block_bytes].copy()
+        self._records[location.segment, location.offset] = _Record(header, data)
+        return location
+
+    def close(self) -> None:
+        self._closed = True
+        self._records.clear()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the memory store is closed")

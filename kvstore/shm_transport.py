@@ -1,0 +1,97 @@
+"""Transport between processes of one host: map the peer's staging memory and copy.
+
+The plain variant of the seam. A peer is checked on every call: if it died or restarted, its memory may
+still be mapped here, but nobody would read what is written there, and what is read is stale.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from kvstore.errors import StagingError, TransferError
+from kvstore.shared_segment import SharedSegment
+from kvstore.traffic import TrafficClass
+from kvstore.transport import Bytes, RegionHandle, TransferOp
+
+
+class SharedMemoryTransport:
+    """A Transport for regions made by StagingHandle.region(). Traffic classes share one memory bus."""
+
+    def __init__(self) -> None:
+        self._segments: dict[str, SharedSegment] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def read(
+        self,
+        region: RegionHandle,
+        ops: Sequence[TransferOp],
+        traffic_class: TrafficClass,
+        deadline_s: float,
+    ) -> None:
+        for local, remote in self._pairs(region, ops, deadline_s):
+            np.copyto(local, remote)
+
+    def write(
+        self,
+        region: RegionHandle,
+        ops: Sequence[TransferOp],
+        traffic_class: TrafficClass,
+        deadline_s: float,
+    ) -> None:
+        for local, remote in self._pairs(region, ops, deadline_s):
+            np.copyto(remote, local)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            while self._segments:
+                self._segments.popitem()[1].close()
+
+    def _pairs(
+        self, region: RegionHandle, ops: Sequence[TransferOp], deadline_s: float
+    ) -> Iterator[tuple[Bytes, Bytes]]:
+        """Both ends of each op, after all of them were checked; raises once the deadline is over."""
+        end_s = time.monotonic() + deadline_s
+        segment = self._reach(region)
+        data = segment.data
+        for op in ops:
+            if op.remote_offset < 0 or op.remote_offset + op.local.nbytes > region.nbytes:
+                raise TransferError(
+                    f"bytes [{op.remote_offset}, {op.remote_offset + op.local.nbytes}) are outside "
+                    f"region {region.incarnation} of {region.node_id}, which has {region.nbytes} bytes"
+                )
+        for num_done, op in enumerate(ops):
+            if time.monotonic() >= end_s:
+                raise TransferError(
+                    f"{num_done} of {len(ops)} moves with {region.node_id} were done after {deadline_s} s"
+                )
+            yield op.local, data[op.remote_offset : op.remote_offset + op.local.nbytes]
+        if not segment.owner_is_alive():
+            raise TransferError(f"{region.node_id} died while bytes moved")
+
+    def _reach(self, region: RegionHandle) -> SharedSegment:
+        """The region, mapped once per incarnation."""
+        with self._lock:
+            if self._closed:
+                raise TransferError("the shared memory transport is closed")
+            segment = self._segments.get(region.incarnation)
+            if segment is not None and segment.region == region and segment.owner_is_alive():
+                return segment
+            self._drop_dead()
+            try:
+                segment = SharedSegment.attach(region)
+            except StagingError as error:
+                raise TransferError(str(error)) from error
+            self._segments[region.incarnation] = segment
+            return segment
+
+    def _drop_dead(self) -> None:
+        """Unmap what belonged to owners that died, so that restarts do not pile up memory."""
+        dead = [name for name, segment in self._segments.items() if not segment.owner_is_alive()]
+        for name in dead:
+            self._segments.pop(name).close()
