@@ -1,0 +1,282 @@
+"""The engines' client: it takes one turn through placement, prefill and decode, and tries again if it must.
+
+One per agent worker. A turn's attempts are told apart by their request ids; the random numbers are named
+by the turn, so an attempt after a preemption or a dead engine goes on with the tokens the first would have
+sampled. Every attempt ends with `finish` at the scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engines.config import SchedulerConfig
+from engines.context import Context
+from engines.errors import EngineFailed, RequestRefused, TurnFailed
+from engines.peers import DecodePeer, PrefillPeer, SchedulerPeer
+from engines.types import (
+    EngineId,
+    FinishReason,
+    FirstToken,
+    GenerateResult,
+    HitLost,
+    PhaseSeconds,
+    Placement,
+    PrefillJob,
+    RequestId,
+    SamplingParams,
+    TurnRequest,
+    TurnResult,
+    Weights,
+)
+from kvstore.keys import BlockKey, chain_root
+from kvstore.layout import BlockLayout
+
+_ABORT_S = 10.0
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One turn across its attempts."""
+
+    request_id: RequestId
+    context: Context
+    sampling: SamplingParams
+    started_s: float
+    deadline_s: float
+    token_ids: array[int] = field(default_factory=lambda: array("i"))
+    logprobs: array[float] = field(default_factory=lambda: array("f"))
+    phases: PhaseSeconds = field(default_factory=PhaseSeconds)
+    num_attempts: int = 0
+    num_failures: int = 0
+    hit_tokens: int = 0
+    recomputed_tokens: int = 0
+    first_token_s: float | None = None
+    second_token_s: float | None = None
+    last_token_s: float = 0.0
+    weights_version: int = 0
+
+    def left_s(self, now_s: float) -> float:
+        return self.deadline_s - (now_s - self.started_s)
+
+
+class EngineClient:
+    """Runs turns on the engines. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        scheduler: SchedulerPeer,
+        prefill_engines: Mapping[EngineId, PrefillPeer],
+        decode_engines: Mapping[EngineId, DecodePeer],
+        config: SchedulerConfig,
+        *,
+        layout: BlockLayout,
+        weights: Weights,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scheduler = scheduler
+        self._prefill_engines = prefill_engines
+        self._decode_engines = decode_engines
+        self._config = config
+        self._layout = layout
+        self._weights = weights
+        self._clock = clock
+
+    def open_context(self) -> Context:
+        """An empty context under the weights the engines hold."""
+        return Context(self._root(), self._layout.block_tokens)
+
+    async def run_turn(
+        self,
+        context: Context,
+        request_id: RequestId,
+        sampling: SamplingParams,
+        deadline_s: float,
+    ) -> TurnResult:
+        """Generate after `context`, which stays as it is.
+
+        Raises EngineError: RequestRefused or PlacementTimeout as they come, TurnFailed when all attempts
+        failed or `deadline_s` has passed.
+        """
+        turn = _Turn(request_id, context, sampling, self._clock(), deadline_s)
+        while True:
+            finish_reason = await self._attempt(turn)
+            if finish_reason not in (None, FinishReason.PREEMPTED):
+                return self._result(turn, finish_reason)
+
+    # -- one attempt ---------------------------------------------------------------------------------
+
+    async def _attempt(self, turn: _Turn) -> FinishReason | None:
+        """Why the turn ended; None or PREEMPTED: try again."""
+        turn.num_attempts += 1
+        left_s = turn.left_s(self._clock())
+        if left_s <= 0:
+            raise TurnFailed(f"{turn.request_id} was not done within {turn.deadline_s:.1f} s")
+        attempt_id = RequestId(f"{turn.request_id}#{turn.num_attempts}")
+        placement: Placement | None = None
+        resolved = False
+        try:
+            async with asyncio.timeout(left_s):
+                placement = await self._place(turn, attempt_id, left_s)
+                finish_reason = await self._serve(turn, placement)
+            resolved = True
+            return finish_reason
+        except TimeoutError:
+            raise TurnFailed(f"{turn.request_id} was not done within {turn.deadline_s:.1f} s") from None
+        except EngineFailed as error:
+            turn.num_failures += 1
+            if turn.num_failures >= self._config.max_attempts:
+                raise TurnFailed(
+                    f"{turn.request_id} failed {turn.num_failures} times, the last time: {error}"
+                ) from error
+            return None
+        finally:
+            await asyncio.shield(self._finish(attempt_id, placement, resolved))
+
+    async def _place(self, turn: _Turn, attempt_id: RequestId, left_s: float) -> Placement:
+        self._weights = await self._current_weights(turn)
+        prompt = self._prompt(turn)
+        request = TurnRequest(
+            request_id=attempt_id,
+            keys=prompt.keys,
+            prompt_tokens=len(prompt),
+            max_output_tokens=turn.sampling.max_tokens - len(turn.token_ids),
+            weights_version=self._weights.version,
+            deadline_s=min(left_s, self._config.place_deadline_s),
+        )
+        placement = await self._scheduler.submit(request)
+        turn.phases += placement.waited
+        turn.weights_version = placement.weights_version
+        return placement
+
+    async def _serve(self, turn: _Turn, placement: Placement) -> FinishReason | None:
+        prompt = self._prompt(turn)
+        job = PrefillJob(
+            placement=placement,
+            prompt_tokens=len(prompt),
+            miss_ids=prompt.token_ids[placement.hit_tokens :],
+            keys=prompt.keys,
+            chain_root=prompt.root,
+            sampling=turn.sampling,
+            sample_id=turn.request_id,
+            earlier_ids=turn.token_ids[:],
+        )
+        reply = await self._prefill_engines[placement.prefill_engine].prefill(job)
+        if isinstance(reply, HitLost):
+            return None
+        self._count_prefill(turn, reply, len(prompt))
+        if reply.finish_reason is not None:
+            turn.token_ids.append(reply.token_id)
+            turn.logprobs.append(reply.logprob)
+            turn.last_token_s = self._clock()
+            return reply.finish_reason
+        handed_s = self._clock()
+        generated = await self._decode_engines[placement.decode_engine].generate(placement.request_id)
+        self._count_decode(turn, generated, handed_s)
+        return generated.finish_reason
+
+    async def _finish(self, attempt_id: RequestId, placement: Placement | None, resolved: bool) -> None:
+        """End the attempt at the scheduler; an attempt that broke is first called back everywhere."""
+        if placement is not None and not resolved:
+            resolved = await self._call_back(placement)
+        await self._scheduler.finish(attempt_id, resolved=resolved)
+
+    async def _call_back(self, placement: Placement) -> bool:
+        """Whether both engines have said that they touch the attempt's slots no more."""
+        calls = (
+            self._prefill_engines[placement.prefill_engine].abort(placement.request_id),
+            self._decode_engines[placement.decode_engine].abort(placement.request_id),
+        )
+        try:
+            async with asyncio.timeout(_ABORT_S):
+                answers = await asyncio.gather(*calls, return_exceptions=True)
+        except TimeoutError:
+            return False
+        return not any(isinstance(answer, BaseException) for answer in answers)
+
+    # -- bookkeeping ---------------------------------------------------------------------------------
+
+    async def _current_weights(self, turn: _Turn) -> Weights:
+        """The engines' weights; re-names the context's blocks if they have changed."""
+        weights = await self._scheduler.weights()
+        if turn.token_ids and weights.version != turn.weights_version:
+            raise RequestRefused(
+                f"{turn.request_id} began under weights version {turn.weights_version}, the engines "
+                f"hold version {weights.version}"
+            )
+        self._weights = weights
+        turn.context.reroot(self._root())
+        return weights
+
+    def _root(self) -> BlockKey:
+        return chain_root(self._weights.weights_id, self._layout.format)
+
+    def _prompt(self, turn: _Turn) -> Context:
+        """The context and what earlier attempts generated after it."""
+        if not turn.token_ids:
+            return turn.context
+        return turn.context.extended(turn.token_ids)
+
+    def _count_prefill(self, turn: _Turn, reply: FirstToken, prompt_tokens: int) -> None:
+        turn.phases += reply.phases
+        if turn.first_token_s is None:
+            turn.first_token_s = self._clock()
+            turn.hit_tokens = reply.hit_tokens
+        else:
+            turn.recomputed_tokens += prompt_tokens - reply.hit_tokens
+            turn.second_token_s = turn.second_token_s or self._clock()
+
+    def _count_decode(self, turn: _Turn, generated: GenerateResult, handed_s: float) -> None:
+        turn.token_ids.extend(generated.token_ids)
+        turn.logprobs.extend(generated.logprobs)
+        turn.phases += generated.phases
+        turn.last_token_s = self._clock()
+        if turn.second_token_s is None and generated.second_token_s is not None:
+            turn.second_token_s = handed_s + generated.second_token_s
+
+    def _result(self, turn: _Turn, finish_reason: FinishReason) -> TurnResult:
+        duration_s = self._clock() - turn.started_s
+        assert turn.first_token_s is not None
+        ttst_s = None if turn.second_token_s is None else turn.second_token_s - turn.started_s
+        gaps = len(turn.token_ids) - 1
+        return TurnResult(
+            token_ids=turn.token_ids,
+            logprobs=turn.logprobs,
+            weights_version=turn.weights_version,
+            finish_reason=finish_reason,
+            prompt_tokens=len(turn.context),
+            hit_tokens=turn.hit_tokens,
+            ttft_s=turn.first_token_s - turn.started_s,
+            ttst_s=ttst_s,
+            tpot_s=(turn.last_token_s - turn.first_token_s) / gaps if gaps else None,
+            duration_s=duration_s,
+            phases=turn.phases + PhaseSeconds(other=duration_s - turn.phases.total),
+            num_attempts=turn.num_attempts,
+            recomputed_tokens=turn.recomputed_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientParts:
+    """What an EngineClient in another process is made from; picklable if the proxies are."""
+
+    scheduler: Any
+    prefill_engines: Mapping[EngineId, Any]
+    decode_engines: Mapping[EngineId, Any]
+    config: SchedulerConfig
+    layout: BlockLayout
+    weights: Weights
+
+    def client(self) -> EngineClient:
+        return EngineClient(
+            self.scheduler,
+            self.prefill_engines,
+            self.decode_engines,
+            self.config,
+            layout=self.layout,
+            weights=self.weights,
+        )

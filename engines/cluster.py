@@ -1,0 +1,220 @@
+"""Builds a job's engines and nodes, joins them up, and changes their weights.
+
+It decides who is started where and in which order; how a class becomes a process is the caller's `Spawn`, so
+the same code makes a cluster of actors and a cluster inside one process. Order: engines load the model,
+which tells the block layout; nodes make their staging memory for it; the scheduler learns of both; engines
+connect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from engines.client import ClientParts
+from engines.config import EnginesConfig, SchedulerConfig
+from engines.model.runner import NamedArray
+from engines.processes import DecodeProcess, NodeProcess, PrefillProcess
+from engines.scheduler import Scheduler
+from engines.types import EngineId, EngineInfo, EngineRole, NodeBytes, NodeId, TokenCounts, Weights
+from kvstore.config import StoreConfig
+from kvstore.layout import BlockLayout
+from kvstore.staging import StagingHandle
+
+
+class Spawn(Protocol):
+    """Starts `cls(*args, **kwargs)` somewhere and returns it or a proxy of it.
+
+    `node` groups what must share a host; None: anywhere.
+    """
+
+    async def __call__(
+        self, cls: type, *args: object, name: str, node: NodeId | None, **kwargs: object
+    ) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """Everything the engines of one job are made from."""
+
+    engines: EnginesConfig
+    scheduler: SchedulerConfig
+    kvstore: StoreConfig
+    transport: Literal["shm"]
+    model_path: str
+    store_directory: str
+    run_id: str
+    """Tells this run's segments and weights from other runs'."""
+    weights: Weights
+    job_seed: int
+
+
+@dataclass(slots=True)
+class EngineCluster:
+    """A running set of engines. `weights` is what they hold."""
+
+    spec: ClusterSpec
+    layout: BlockLayout
+    scheduler: Any
+    nodes: dict[NodeId, Any]
+    prefill_engines: dict[EngineId, Any]
+    decode_engines: dict[EngineId, Any]
+    weights: Weights
+
+    def client_parts(self) -> ClientParts:
+        return ClientParts(
+            self.scheduler,
+            self.prefill_engines,
+            self.decode_engines,
+            self.spec.scheduler,
+            self.layout,
+            self.weights,
+        )
+
+    @property
+    def engines(self) -> list[Any]:
+        return [*self.prefill_engines.values(), *self.decode_engines.values()]
+
+    async def pause(self, deadline_s: float) -> None:
+        """Place nothing more; return when running turns and pending persists are through."""
+        await self.scheduler.pause(deadline_s)
+
+    async def resume(self) -> None:
+        await self.scheduler.resume()
+
+    async def update_weights(
+        self, weights: Weights, buckets: AsyncIterator[Sequence[NamedArray]], deadline_s: float
+    ) -> None:
+        """Load new weights everywhere while nothing runs; old KV is never hit again (DESIGN 3).
+
+        If a bucket fails the cluster stays paused: its engines no longer hold one version.
+        """
+        await self.pause(deadline_s)
+        async for bucket in buckets:
+            await asyncio.gather(*(engine.load_weights(bucket) for engine in self.engines))
+        await asyncio.gather(*(engine.set_weights(weights) for engine in self.engines))
+        await self.scheduler.set_weights(weights)
+        self.weights = weights
+        await self.resume()
+
+    async def storage_bytes(self) -> dict[NodeId, NodeBytes]:
+        """Bytes every node moved through its storage NIC since the start."""
+        moved = await asyncio.gather(*(node.moved() for node in self.nodes.values()))
+        return dict(zip(self.nodes, moved, strict=True))
+
+    async def token_counts(self) -> dict[EngineId, TokenCounts]:
+        """Tokens every engine computed since the start, by kind."""
+        by_id = self.prefill_engines | self.decode_engines
+        counts = await asyncio.gather(*(engine.counts() for engine in by_id.values()))
+        return dict(zip(by_id, counts, strict=True))
+
+    async def close(self) -> None:
+        for part in (*self.engines, *self.nodes.values()):
+            await part.close()
+
+
+async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
+    """Start everything and join it up; raises what a part raised if one cannot start."""
+    config = spec.engines
+    engine_ids = _engine_ids(config)
+    common = {"transport": spec.transport, "weights": spec.weights, "job_seed": spec.job_seed}
+    classes = {EngineRole.PREFILL: PrefillProcess, EngineRole.DECODE: DecodeProcess}
+    started = await asyncio.gather(
+        *(
+            spawn(
+                classes[role],
+                engine_id,
+                config,
+                spec.model_path,
+                spec.kvstore.block_tokens,
+                name=engine_id,
+                node=node_id,
+                **common,
+            )
+            for engine_id, (node_id, role) in engine_ids.items()
+        )
+    )
+    engines = dict(zip(engine_ids, started, strict=True))
+    async with asyncio.timeout(config.start_deadline_s):
+        layouts = await asyncio.gather(*(engine.layout() for engine in engines.values()))
+    layout: BlockLayout = layouts[0]
+    nodes = await _start_nodes(spawn, spec, layout, {node for node, _ in engine_ids.values()})
+    scheduler = await spawn(
+        Scheduler,
+        spec.scheduler,
+        prefill_load_limit_tokens=config.prefill_load_limit_tokens,
+        weights=spec.weights,
+        name="scheduler",
+        node=None,
+    )
+    cluster = EngineCluster(
+        spec=spec,
+        layout=layout,
+        scheduler=scheduler,
+        nodes=nodes,
+        prefill_engines={i: engines[i] for i, (_, role) in engine_ids.items() if role is EngineRole.PREFILL},
+        decode_engines={i: engines[i] for i, (_, role) in engine_ids.items() if role is EngineRole.DECODE},
+        weights=spec.weights,
+    )
+    await _connect(cluster, engine_ids)
+    return cluster
+
+
+def _engine_ids(config: EnginesConfig) -> dict[EngineId, tuple[NodeId, EngineRole]]:
+    counts = {
+        EngineRole.PREFILL: (config.prefill_nodes, config.prefill_engines_per_node),
+        EngineRole.DECODE: (config.decode_nodes, config.decode_engines_per_node),
+    }
+    return {
+        EngineId(f"{role}-{node}-{engine}"): (NodeId(f"{role}-{node}"), role)
+        for role, (num_nodes, per_node) in counts.items()
+        for node in range(num_nodes)
+        for engine in range(per_node)
+    }
+
+
+async def _start_nodes(
+    spawn: Spawn, spec: ClusterSpec, layout: BlockLayout, node_ids: set[NodeId]
+) -> dict[NodeId, Any]:
+    names = sorted(node_ids)
+    nodes = await asyncio.gather(
+        *(
+            spawn(
+                NodeProcess,
+                node_id,
+                spec.kvstore,
+                layout,
+                spec.store_directory,
+                f"{spec.run_id}-{node_id}",
+                name=f"node-{node_id}",
+                node=node_id,
+            )
+            for node_id in names
+        )
+    )
+    return dict(zip(names, nodes, strict=True))
+
+
+async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[NodeId, EngineRole]]) -> None:
+    handles: dict[NodeId, StagingHandle] = {}
+    for node_id, node in cluster.nodes.items():
+        handles[node_id] = await node.handle()
+        await cluster.scheduler.register_node(node_id, handles[node_id].num_slots, cluster.layout)
+    regions = {node_id: handle.region() for node_id, handle in handles.items()}
+    for engine_id, engine in cluster.decode_engines.items():
+        node_id, role = engine_ids[engine_id]
+        info = EngineInfo(engine_id, node_id, role, kv_tokens=await engine.kv_tokens())
+        slots = await cluster.scheduler.register_engine(info, cluster.spec.engines.persist_slots)
+        await engine.connect(handles[node_id], cluster.nodes[node_id], cluster.scheduler, slots)
+    for engine_id, engine in cluster.prefill_engines.items():
+        node_id, role = engine_ids[engine_id]
+        await engine.connect(
+            handles[node_id],
+            cluster.nodes[node_id],
+            cluster.scheduler,
+            cluster.decode_engines,
+            regions,
+        )
+        await cluster.scheduler.register_engine(EngineInfo(engine_id, node_id, role), 0)

@@ -1,0 +1,97 @@
+"""What can be configured about the engines and their scheduler: meaning and bounds, no values.
+
+The values live in conf/. Whoever builds one of these is told at once which field is out of range.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+def require_at_least(config: object, minimum: float, *names: str) -> None:
+    """Raise ValueError naming the first of the fields that is set and not finite and >= minimum."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not minimum <= value < math.inf:
+            raise ValueError(f"{name} must be >= {minimum}, got {value}")
+
+
+def require_above(config: object, minimum: float, *names: str) -> None:
+    """Raise ValueError naming the first of the fields that is set and not finite and > minimum."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not minimum < value < math.inf:
+            raise ValueError(f"{name} must be > {minimum} and finite, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class EnginesConfig:
+    """How many engines there are, what runs them, and what one step may take in."""
+
+    kind: Literal["transformers"]
+    """What runs the model: `transformers` is the reference runner."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Where the model lies; `auto` takes a CUDA device if there is one."""
+    dtype: Literal["float32", "bfloat16"]
+    """Of weights and KV. float32 is exact against the oracle; bfloat16 halves the memory."""
+    threads: int
+    """Torch threads of each engine."""
+    prefill_nodes: int
+    """Nodes whose engines compute prompts."""
+    prefill_engines_per_node: int
+    """Prefill engines on each of them."""
+    decode_nodes: int
+    """Nodes whose engines generate."""
+    decode_engines_per_node: int
+    """Decode engines on each of them."""
+    prefill_batch_tokens: int
+    """Most miss tokens in one prefill batch, padding counted."""
+    prefill_load_limit_tokens: int
+    """Tokens of unfinished work above which a prefill engine gets no more (beta in DualPath, arXiv
+    2602.21548, section 6.1)."""
+    decode_kv_bytes: int
+    """Bytes of each decode engine's paged KV pool."""
+    decode_max_requests: int
+    """Most requests in one decode batch."""
+    persist_slots: int
+    """Staging slots each decode engine keeps for itself to persist generated blocks from."""
+    step_deadline_s: float
+    """Longest one model step or one hand-over may take before the engine counts as failed."""
+    start_deadline_s: float
+    """Longest the start of an engine, its model load included, may take."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "threads", "prefill_nodes", "prefill_engines_per_node")
+        require_at_least(self, 1, "decode_nodes", "decode_engines_per_node", "decode_max_requests")
+        require_at_least(self, 1, "prefill_batch_tokens", "prefill_load_limit_tokens")
+        require_at_least(self, 1, "decode_kv_bytes", "persist_slots")
+        require_above(self, 0, "step_deadline_s", "start_deadline_s")
+
+    @property
+    def num_prefill_engines(self) -> int:
+        return self.prefill_nodes * self.prefill_engines_per_node
+
+    @property
+    def num_decode_engines(self) -> int:
+        return self.decode_nodes * self.decode_engines_per_node
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """How turns are placed and how long they may wait."""
+
+    read_plan: Literal["basic"]
+    """Which side reads a prompt's hit: `basic` reads all of it on the prefill side."""
+    place_deadline_s: float
+    """Longest a turn waits for engines and buffers before it counts as failed."""
+    pending_deadline_s: float
+    """Longest a lookup waits for a block that is still being persisted; then the block is a miss."""
+    max_attempts: int
+    """Times a turn is tried before its trajectory ends with an engine error."""
+
+    def __post_init__(self) -> None:
+        require_above(self, 0, "place_deadline_s")
+        require_at_least(self, 0, "pending_deadline_s")
+        require_at_least(self, 1, "max_attempts")

@@ -1,0 +1,376 @@
+"""A decode engine: a continuous batch over a paged KV pool.
+
+It never computes a prompt. A turn arrives with its prompt assembled in the node's staging memory; it is
+verified, admitted when enough pool blocks are free, copied in, and decoded with whatever else is running.
+When the pool runs out the youngest turn is preempted: its full blocks are stored, so its client sends it
+round again and it goes on with the same tokens.
+
+Two files share the work: this one owns turns and batches, engines.persistence writes full blocks to the
+store beside decoding. The engine loop alone touches the pool; everything else runs on the event loop.
+
+    waiting --admit--> running --stop--> done
+                          `----preempt---> done (PREEMPTED)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from engines.block_pool import BlockPool
+from engines.config import EnginesConfig
+from engines.engine_loop import EngineLoop
+from engines.errors import EngineFailed, RequestRefused
+from engines.model.runner import DecodeRow, ModelRunner, NamedArray
+from engines.peers import NodePeer, SchedulerPeer
+from engines.persistence import Persistence
+from engines.sampling import Sampled, SampleSpec, sample
+from engines.stopping import Decoder, StopCondition
+from engines.traffic_manager import open_traffic_manager
+from engines.types import (
+    BlockId,
+    EngineId,
+    FinishReason,
+    GenerateResult,
+    HandOver,
+    PhaseSeconds,
+    RequestId,
+    SlotId,
+    TokenCounts,
+    Weights,
+)
+from kvstore.checksum import layer_checksums
+from kvstore.keys import BlockKey, block_key
+from kvstore.layout import BlockLayout
+from kvstore.staging import StagingHandle
+from kvstore.transport import Transport
+
+
+@dataclass(slots=True)
+class _Running:
+    """A turn on this engine. KV of tokens [0, position) is in the pool or the staging slots."""
+
+    turn: HandOver
+    stop: StopCondition
+    arrived_s: float
+    position: int
+    parent: BlockKey
+    tail_ids: array[int]
+    """Ids of the tokens in the last, unfinished block whose KV is in the pool."""
+    token_ids: array[int]
+    logprobs: array[float]
+    table: list[BlockId] = field(default_factory=list)
+    admitted_s: float = 0.0
+    copied_s: float = 0.0
+    second_s: float | None = None
+
+    @property
+    def request_id(self) -> RequestId:
+        return self.turn.placement.request_id
+
+
+class DecodeEngine:
+    """One GPU's (or CPU's) decode engine. Public methods run on one event loop."""
+
+    def __init__(
+        self,
+        engine_id: EngineId,
+        config: EnginesConfig,
+        runner: ModelRunner,
+        decoder: Decoder,
+        transport: Transport,
+        *,
+        weights: Weights,
+        job_seed: int,
+    ) -> None:
+        self._engine_id = engine_id
+        self._config = config
+        self._runner = runner
+        self._layout: BlockLayout = runner.layout
+        self._decoder = decoder
+        self._transport = transport
+        self._weights = weights
+        self._job_seed = job_seed
+        self._pool = BlockPool(max(1, config.decode_kv_bytes // self._layout.full_block_bytes))
+        self._kv: Tensor = runner.make_pool(self._pool.num_blocks)
+        self._waiting: deque[_Running] = deque()
+        self._running: list[_Running] = []
+        self._results: dict[RequestId, asyncio.Future[GenerateResult]] = {}
+        self._num_preempted = 0
+        self._failure: str | None = None
+        self._loop = EngineLoop(engine_id, self._step, self._fail_all)
+
+    async def connect(
+        self,
+        staging: StagingHandle,
+        node: NodePeer,
+        scheduler: SchedulerPeer,
+        reserve_slots: Sequence[SlotId],
+    ) -> None:
+        """Join the cluster and begin to serve. `reserve_slots` are this engine's own, for persisting."""
+        self._traffic = open_traffic_manager(staging, self._transport, self._runner)
+        self._events = asyncio.get_running_loop()
+        self._persistence = Persistence(
+            self._traffic,
+            node,
+            scheduler,
+            reserve_slots,
+            run_on_loop=self._loop.post,
+            deadline_s=self._config.step_deadline_s,
+        )
+        self._loop.start()
+
+    async def layout(self) -> BlockLayout:
+        return self._layout
+
+    async def kv_tokens(self) -> int:
+        """Tokens the paged pool holds."""
+        return self._pool.num_blocks * self._layout.block_tokens
+
+    async def hand_over(self, turn: HandOver) -> None:
+        """Take a prefilled turn: verify its prompt, begin to persist it, queue it for decoding.
+
+        A turn that its first token ended is only persisted. Raises EngineFailed if the prompt's
+        bytes are not what was sent.
+        """
+        self._refuse_stale(turn)
+        if self._failure is not None:
+            raise EngineFailed(self._failure)
+        await asyncio.to_thread(self._verify, turn)
+        decodes = turn.finish_reason is None
+        await self._persistence.begin_prompt(turn, self._layout, waits_for_copy=decodes)
+        if decodes:
+            self._results[turn.placement.request_id] = self._events.create_future()
+            running = self._arrive(turn)
+            self._loop.post(lambda: self._waiting.append(running))
+
+    async def generate(self, request_id: RequestId) -> GenerateResult:
+        """The turn's result, once it has ended here. Deadlines are the caller's."""
+        result = self._results.get(request_id)
+        if result is None:
+            raise EngineFailed(f"{self._engine_id} was never handed {request_id}")
+        try:
+            return await asyncio.shield(result)
+        finally:
+            if result.done():
+                self._results.pop(request_id, None)
+
+    async def abort(self, request_id: RequestId) -> None:
+        """End a turn; returns when no step and no write touches its slots any more."""
+        await self._loop.call(lambda: self._mark_aborted(request_id), self._config.step_deadline_s)
+        await self._persistence.settled(request_id, self._config.step_deadline_s)
+        result = self._results.pop(request_id, None)
+        if result is not None and not result.done():
+            result.cancel()
+
+    async def load_weights(self, bucket: Sequence[NamedArray]) -> None:
+        """Copy a bucket of new weights into the model."""
+        await self._loop.call(lambda: self._runner.load_weights(bucket), self._config.start_deadline_s)
+
+    async def set_weights(self, weights: Weights) -> None:
+        """All buckets of `weights` are loaded: serve under them."""
+        self._weights = weights
+
+    async def counts(self) -> TokenCounts:
+        return self._runner.counts
+
+    async def moved_bytes(self) -> dict[str, int]:
+        """Bytes moved since the start, by hop."""
+        return self._traffic.by_hop()
+
+    async def figures(self) -> dict[str, float]:
+        """What the engine holds right now, for metrics."""
+        return {
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            "free_blocks": self._pool.num_free,
+            "preempted": self._num_preempted,
+        }
+
+    async def close(self) -> None:
+        self._loop.stop(self._config.step_deadline_s)
+        self._transport.close()
+
+    # -- on the event loop ---------------------------------------------------------------------------
+
+    def _refuse_stale(self, turn: HandOver) -> None:
+        if turn.placement.weights_id != self._weights.weights_id:
+            raise RequestRefused(
+                f"{turn.placement.request_id} was placed for weights version "
+                f"{turn.placement.weights_version}, {self._engine_id} holds {self._weights.version}"
+            )
+
+    def _verify(self, turn: HandOver) -> None:
+        """Compare every prompt byte in the slots with the checksums it was sent with."""
+        staging = self._traffic.staging
+        for block, slot in enumerate(turn.placement.decode_slots):
+            count = self._layout.tokens_in_block(block, turn.prompt_tokens)
+            found = layer_checksums(self._layout, staging.slot(slot), count)
+            if found != turn.slot_checksums[block]:
+                raise EngineFailed(
+                    f"block {block} of {turn.placement.request_id} arrived damaged in slot {slot}"
+                )
+
+    def _arrive(self, turn: HandOver) -> _Running:
+        running = _Running(
+            turn=turn,
+            stop=StopCondition(turn.sampling, turn.earlier_ids, self._decoder),
+            arrived_s=time.monotonic(),
+            position=turn.prompt_tokens,
+            parent=turn.tail_parent,
+            tail_ids=array("i", turn.tail_ids),
+            token_ids=array("i", [turn.first_token]),
+            logprobs=array("f", [turn.first_logprob]),
+        )
+        running.stop.push(turn.first_token)
+        return running
+
+    def _finish(self, running: _Running, reason: FinishReason, ended_s: float) -> None:
+        """On the event loop: answer once the index expects every block this turn will have stored."""
+        admitted_s = running.admitted_s or ended_s
+        copied_s = running.copied_s or ended_s
+        result = GenerateResult(
+            token_ids=running.token_ids,
+            logprobs=running.logprobs,
+            finish_reason=reason,
+            second_token_s=running.second_s,
+            phases=PhaseSeconds(
+                queue=admitted_s - running.arrived_s,
+                kv_transfer=copied_s - admitted_s,
+                decode=ended_s - copied_s,
+            ),
+        )
+        task = self._events.create_task(self._answer(running.request_id, result))
+        self._persistence.keep(task)
+
+    async def _answer(self, request_id: RequestId, result: GenerateResult) -> None:
+        await self._persistence.expected(request_id)
+        future = self._results.get(request_id)
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    # -- on the engine loop --------------------------------------------------------------------------
+
+    def _step(self) -> bool:
+        self._pool.give_back(self._persistence.copy_out(self._kv))
+        self._admit()
+        ready = self._grow()
+        for batch in self._batches(ready):
+            self._decode(batch)
+        return bool(ready) or self._persistence.copying
+
+    def _admit(self) -> None:
+        """From the head of the queue, for as long as prompt and one more token fit."""
+        while self._waiting and len(self._running) < self._config.decode_max_requests:
+            running = self._waiting[0]
+            table = self._pool.take(self._layout.num_blocks(running.position + 1))
+            if table is None:
+                return
+            self._waiting.popleft()
+            running.table = table
+            running.admitted_s = time.monotonic()
+            self._copy_in(running)
+            self._running.append(running)
+
+    def _copy_in(self, running: _Running) -> None:
+        slots = running.turn.placement.decode_slots
+        for block, slot in zip(running.table, slots, strict=False):
+            self._traffic.load_block(self._kv[:, block], slot)
+        self._traffic.wait_for_copies()
+        running.copied_s = time.monotonic()
+        request_id = running.request_id
+        self._events.call_soon_threadsafe(self._persistence.prompt_copied, request_id)
+
+    def _grow(self) -> list[_Running]:
+        """Give every running turn a block for its next token; return those that have one.
+
+        While there is none the youngest turn is preempted, unless blocks of ended turns come back by
+        themselves as soon as they are stored.
+        """
+        for running in list(self._running):
+            while running in self._running and not self._has_room(running):
+                taken = self._pool.take(1)
+                if taken is not None:
+                    running.table.extend(taken)
+                elif self._persistence.blocks_coming_back:
+                    break
+                else:
+                    self._num_preempted += 1
+                    self._end(self._running[-1], FinishReason.PREEMPTED)
+        return [running for running in self._running if self._has_room(running)]
+
+    def _has_room(self, running: _Running) -> bool:
+        return running.position < len(running.table) * self._layout.block_tokens
+
+    def _batches(self, ready: list[_Running]) -> list[list[_Running]]:
+        """The turns that are ready, in batches that may be padded together."""
+        if self._runner.padding_exact:
+            return [ready] if ready else []
+        by_position: dict[int, list[_Running]] = {}
+        for running in ready:
+            by_position.setdefault(running.position, []).append(running)
+        return list(by_position.values())
+
+    def _decode(self, batch: list[_Running]) -> None:
+        rows = [DecodeRow(running.token_ids[-1], running.position, running.table) for running in batch]
+        logits = self._runner.decode(rows)
+        sampled = sample(logits, [self._spec(running) for running in batch])
+        now_s = time.monotonic()
+        for running, token in zip(batch, sampled, strict=True):
+            self._append(running, token, now_s)
+
+    def _spec(self, running: _Running) -> SampleSpec:
+        index = len(running.turn.earlier_ids) + len(running.token_ids)
+        return SampleSpec(running.turn.sample_id, index, running.turn.sampling, self._job_seed)
+
+    def _append(self, running: _Running, token: Sampled, now_s: float) -> None:
+        """The KV of the token just fed is in the pool; `token` is the next one."""
+        running.tail_ids.append(running.token_ids[-1])
+        running.position += 1
+        if len(running.tail_ids) == self._layout.block_tokens:
+            self._store_full_block(running)
+        running.token_ids.append(token.token_id)
+        running.logprobs.append(token.logprob)
+        if running.second_s is None:
+            running.second_s = now_s - running.arrived_s
+        reason = running.stop.push(token.token_id)
+        if reason is not None:
+            self._end(running, reason)
+
+    def _store_full_block(self, running: _Running) -> None:
+        key = block_key(running.parent, running.tail_ids)
+        block = running.table[running.position // self._layout.block_tokens - 1]
+        running.parent, running.tail_ids = key, array("i")
+        self._persistence.add_block(running.turn, key, block, self._events)
+
+    def _end(self, running: _Running, reason: FinishReason) -> None:
+        self._running.remove(running)
+        busy = self._persistence.blocks_being_stored(running.request_id)
+        self._pool.give_back([block for block in running.table if block not in busy])
+        self._persistence.free_when_stored(running.request_id)
+        self._events.call_soon_threadsafe(self._finish, running, reason, time.monotonic())
+
+    def _mark_aborted(self, request_id: RequestId) -> None:
+        for running in list(self._waiting):
+            if running.request_id == request_id:
+                self._waiting.remove(running)
+                self._events.call_soon_threadsafe(self._persistence.prompt_copied, request_id)
+        for running in list(self._running):
+            if running.request_id == request_id:
+                self._end(running, FinishReason.ABORTED)
+
+    def _fail_all(self, failure: str) -> None:
+        self._failure = failure
+
+        def set_exceptions() -> None:
+            for future in self._results.values():
+                if not future.done():
+                    future.set_exception(EngineFailed(failure))
+
+        self._events.call_soon_threadsafe(set_exceptions)

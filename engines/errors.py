@@ -1,0 +1,35 @@
+"""Errors of the engines room.
+
+EngineError
+|- ModelUnsupported   a model these engines cannot serve; nothing was loaded
+|- RequestRefused     a request that could never fit or is out of date; nothing was reserved
+|- PlacementTimeout   no place was found by the deadline; nothing is reserved
+|- EngineFailed       an engine or node did not answer or broke; the turn may be tried elsewhere
+`- TurnFailed         a turn failed on every attempt; nothing of it is reserved
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Root of this room's errors."""
+
+
+class ModelUnsupported(EngineError):
+    """A model these engines cannot serve."""
+
+
+class RequestRefused(EngineError):
+    """A request that could never fit, or that names other weights than the engines hold."""
+
+
+class PlacementTimeout(EngineError):
+    """No place was found for the request by its deadline."""
+
+
+class EngineFailed(EngineError):
+    """An engine or node did not answer or broke."""
+
+
+class TurnFailed(EngineError):
+    """A turn failed on every attempt."""

@@ -1,0 +1,112 @@
+"""The ModelRunner seam: layerwise prefill, batched decode over paged KV, new weights.
+
+A runner computes. It does not know where KV comes from or goes to: a `LayerFeed` brings the hit KV of a
+layer into the HBM buffer just before that layer runs and takes the new KV out just after, and a
+decode batch names blocks of the runner's own paged pool.
+
+    HBM buffer of one layer   [rows, hit_columns + new_columns, token_elements]
+    row r, column c           c < hit_tokens[r]: hit token c
+                              hit_columns <= c < hit_columns + new_tokens[r]: new token c - hit_columns
+    token_elements            the layer's groups side by side, as in a Layer Block
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engines.types import BlockId, TokenCounts
+from kvstore.layout import BlockLayout
+
+NamedArray = tuple[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillRow:
+    """One request of a prefill batch: `token_ids` follow `hit_tokens` tokens whose KV is stored."""
+
+    hit_tokens: int
+    token_ids: array[int]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """Shape of a prefill batch's HBM buffer."""
+
+    hit_tokens: tuple[int, ...]
+    new_tokens: tuple[int, ...]
+
+    @property
+    def hit_columns(self) -> int:
+        return max(self.hit_tokens)
+
+    @property
+    def new_columns(self) -> int:
+        return max(self.new_tokens)
+
+    @property
+    def columns(self) -> int:
+        return self.hit_columns + self.new_columns
+
+
+class LayerFeed(Protocol):
+    """Brings hit KV in and takes new KV out, layer by layer, while the model computes."""
+
+    def load(self, layer: int) -> Tensor:
+        """The HBM buffer of `layer` with every row's hit tokens in place; waits for them."""
+        ...
+
+    def store(self, layer: int) -> None:
+        """The buffer of `layer` now holds every row's new tokens too; it may be reused once taken."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    """One request of a decode batch: feed `token_id` at `position`; its KV lies in `block_table`."""
+
+    token_id: int
+    position: int
+    block_table: Sequence[BlockId]
+
+
+class ModelRunner(Protocol):
+    """One model on one device. Not thread-safe: one engine loop owns it."""
+
+    layout: BlockLayout
+    device: torch.device
+    padding_exact: bool
+    """False: only rows of equal (hit, new) lengths may share a batch."""
+    counts: TokenCounts
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of KV."""
+        ...
+
+    def prefill(self, rows: Sequence[PrefillRow], feed: LayerFeed) -> Tensor:
+        """Run `rows` layer by layer; logits of each row's last token [rows, vocabulary]."""
+        ...
+
+    def new_buffer(self, shape: BatchShape) -> Tensor:
+        """An HBM buffer for one layer of a prefill batch, zeroed (a masked NaN is still a NaN)."""
+        ...
+
+    def make_pool(self, num_blocks: int) -> Tensor:
+        """Allocate the paged pool [layers, num_blocks, block_tokens, token_elements], once."""
+        ...
+
+    def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
+        """Feed one token per row through the paged pool; next-token logits [rows, vocabulary]."""
+        ...
+
+    def load_weights(self, bucket: Iterable[NamedArray]) -> None:
+        """Copy the named tensors into the model; other tensors stay."""
+        ...

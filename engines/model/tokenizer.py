@@ -1,0 +1,25 @@
+"""Opens a model folder's tokenizer. Kept apart from the weights: agent workers need no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engines.errors import ModelUnsupported
+
+
+def load_tokenizer(path: str) -> Any:
+    """The folder's tokenizer; raises ModelUnsupported if it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnsupported(
+            f"model.path={path} has no usable tokenizer ({first_line(error)}); put the model's "
+            "tokenizer files (tokenizer.json, tokenizer_config.json) beside its weights"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -1,0 +1,81 @@
+"""What the engines ask of one another, as Protocols.
+
+The plain classes of this room satisfy them, and so do the proxies of their actors: a caller cannot tell. A
+call that its peer does not answer raises EngineFailed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from engines.types import (
+    AnnouncedBlock,
+    BlockLoad,
+    BlockPersist,
+    FirstToken,
+    GenerateResult,
+    HandOver,
+    HitLost,
+    Placement,
+    PrefillJob,
+    ReadSide,
+    RequestId,
+    SlotId,
+    TurnRequest,
+    Weights,
+)
+from kvstore.keys import BlockKey, WeightsId
+from kvstore.store import BlockLocation, BlockReadResult
+
+
+class SchedulerPeer(Protocol):
+    """The scheduler, as engines and clients call it."""
+
+    async def submit(self, request: TurnRequest) -> Placement: ...
+
+    async def prefilled(self, request_id: RequestId) -> None: ...
+
+    async def release_slots(self, request_id: RequestId, slots: Sequence[SlotId]) -> None: ...
+
+    async def finish(self, request_id: RequestId, *, resolved: bool = True) -> None: ...
+
+    async def expect(self, keys: Sequence[BlockKey], weights_id: WeightsId) -> None: ...
+
+    async def announce(
+        self, stored: Sequence[AnnouncedBlock], failed: Sequence[BlockKey], weights_id: WeightsId
+    ) -> None: ...
+
+    async def discard(self, keys: Sequence[BlockKey]) -> None: ...
+
+    async def weights(self) -> Weights: ...
+
+
+class NodePeer(Protocol):
+    """A node agent, as the engines of its node call it."""
+
+    async def load(
+        self, loads: Sequence[BlockLoad], side: ReadSide, deadline_s: float
+    ) -> tuple[BlockReadResult, ...]: ...
+
+    async def persist(
+        self, blocks: Sequence[BlockPersist], weights_id: WeightsId, deadline_s: float
+    ) -> tuple[BlockLocation | None, ...]: ...
+
+
+class PrefillPeer(Protocol):
+    """A prefill engine, as clients call it."""
+
+    async def prefill(self, job: PrefillJob) -> FirstToken | HitLost: ...
+
+    async def abort(self, request_id: RequestId) -> None: ...
+
+
+class DecodePeer(Protocol):
+    """A decode engine, as prefill engines and clients call it."""
+
+    async def hand_over(self, turn: HandOver) -> None: ...
+
+    async def generate(self, request_id: RequestId) -> GenerateResult: ...
+
+    async def abort(self, request_id: RequestId) -> None: ...

@@ -1,0 +1,244 @@
+"""Writes a decode engine's full blocks to the store, beside decoding.
+
+    prompt blocks      from the staging slots they were assembled in; a slot goes back to the scheduler
+                       when it is written and copied into the pool
+    generated blocks   pool block -> one of the engine's reserve slots -> store
+
+A block is expected in the index before the turn it belongs to is answered, so the agent's next turn finds it
+(read-your-writes); it is announced when it is written. A block that could not be stored is cancelled.
+Nothing the turn waits for depends on the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engines.errors import EngineFailed
+from engines.peers import NodePeer, SchedulerPeer
+from engines.traffic_manager import TrafficManager
+from engines.types import (
+    AnnouncedBlock,
+    BlockId,
+    BlockPersist,
+    HandOver,
+    RequestId,
+    SlotId,
+)
+from kvstore.checksum import layer_checksums
+from kvstore.keys import BlockKey, WeightsId
+from kvstore.layout import BlockLayout
+
+logger = logging.getLogger(__name__)
+Message = Callable[[], None]
+
+
+@dataclass(slots=True)
+class _PromptSlots:
+    """Slots of one prompt: which are still to be written, and whether the pool has its copy."""
+
+    unwritten: set[SlotId]
+    written: set[SlotId]
+    copied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _OutgoingBlock:
+    request_id: RequestId
+    key: BlockKey
+    block: BlockId
+    weights_id: WeightsId
+
+
+class Persistence:
+    """The writing side of one decode engine.
+
+    Methods say which thread they belong to: the event loop, or the engine loop that owns the pool.
+    """
+
+    def __init__(
+        self,
+        traffic: TrafficManager,
+        node: NodePeer,
+        scheduler: SchedulerPeer,
+        reserve_slots: Sequence[SlotId],
+        *,
+        run_on_loop: Callable[[Message], None],
+        deadline_s: float,
+    ) -> None:
+        self._traffic = traffic
+        self._node = node
+        self._scheduler = scheduler
+        self._run_on_loop = run_on_loop
+        self._deadline_s = deadline_s
+        self._events = asyncio.get_running_loop()
+        # event loop
+        self._prompts: dict[RequestId, _PromptSlots] = {}
+        self._expected: dict[RequestId, set[Future[None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writing: dict[RequestId, set[asyncio.Task[None]]] = {}
+        # engine loop
+        self._reserve = deque(reserve_slots)
+        self._outgoing: deque[_OutgoingBlock] = deque()
+        self._ended: set[RequestId] = set()
+
+    # -- event loop ----------------------------------------------------------------------------------
+
+    async def begin_prompt(self, turn: HandOver, layout: BlockLayout, *, waits_for_copy: bool) -> None:
+        """Expect and begin to write the prompt blocks that are not stored yet."""
+        placement = turn.placement
+        first = placement.hit_tokens // layout.block_tokens
+        blocks = [
+            BlockPersist(placement.decode_slots[i], turn.keys[i], turn.slot_checksums[i])
+            for i in range(first, len(turn.keys))
+        ]
+        new_slots = {block.slot for block in blocks}
+        written = set(placement.decode_slots) - new_slots
+        self._prompts[placement.request_id] = _PromptSlots(new_slots, written, not waits_for_copy)
+        await self._release(placement.request_id)
+        if blocks:
+            await self._scheduler.expect([b.key for b in blocks], placement.weights_id)
+            self._write(placement.request_id, blocks, placement.weights_id, self._prompt_written)
+
+    def prompt_copied(self, request_id: RequestId) -> None:
+        """The pool holds the prompt: slots need only be written now."""
+        prompt = self._prompts.get(request_id)
+        if prompt is not None:
+            prompt.copied = True
+            self.keep(self._events.create_task(self._release(request_id)))
+
+    async def expected(self, request_id: RequestId) -> None:
+        """Return when the index expects every block of the turn that is to be stored."""
+        waits = [asyncio.wrap_future(wait) for wait in self._expected.pop(request_id, set())]
+        if waits:
+            await asyncio.wait(waits, timeout=self._deadline_s)
+
+    async def settled(self, request_id: RequestId, deadline_s: float) -> None:
+        """Return when no write reads the request's slots any more."""
+        tasks = self._writing.get(request_id)
+        if tasks:
+            await asyncio.wait(tasks, timeout=deadline_s)
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Hold a task until it is done."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- engine loop ---------------------------------------------------------------------------------
+
+    @property
+    def copying(self) -> bool:
+        """Whether a block could be copied out right now."""
+        return bool(self._outgoing and self._reserve)
+
+    def add_block(
+        self, turn: HandOver, key: BlockKey, block: BlockId, events: asyncio.AbstractEventLoop
+    ) -> None:
+        """A pool block is full: store it when a reserve slot is free; until then it stays taken."""
+        request_id, weights_id = turn.placement.request_id, turn.placement.weights_id
+        self._outgoing.append(_OutgoingBlock(request_id, key, block, weights_id))
+        wait = asyncio.run_coroutine_threadsafe(self._scheduler.expect([key], weights_id), events)
+        events.call_soon_threadsafe(lambda: self._expected.setdefault(request_id, set()).add(wait))
+
+    @property
+    def blocks_coming_back(self) -> bool:
+        """Whether blocks of ended turns are still to be copied out, and free after that."""
+        return bool(self._ended)
+
+    def copy_out(self, pool: Tensor) -> list[BlockId]:
+        """Copy full blocks from the pool [layers, blocks, ...] into reserve slots while there are any.
+
+        Returns the blocks of ended turns this freed.
+        """
+        freed = []
+        while self.copying:
+            outgoing, slot = self._outgoing.popleft(), self._reserve.popleft()
+            self._traffic.store_block(pool[:, outgoing.block], slot)
+            self._events.call_soon_threadsafe(self._write_generated, outgoing, slot)
+            if outgoing.request_id in self._ended:
+                freed.append(outgoing.block)
+        self._ended &= {outgoing.request_id for outgoing in self._outgoing}
+        return freed
+
+    def blocks_being_stored(self, request_id: RequestId) -> set[BlockId]:
+        """The request's pool blocks that are still to be copied out."""
+        return {o.block for o in self._outgoing if o.request_id == request_id}
+
+    def free_when_stored(self, request_id: RequestId) -> None:
+        """The request has ended: free its remaining blocks as they are copied out."""
+        if self.blocks_being_stored(request_id):
+            self._ended.add(request_id)
+
+    # -- inside, event loop --------------------------------------------------------------------------
+
+    def _write_generated(self, outgoing: _OutgoingBlock, slot: SlotId) -> None:
+        staging = self._traffic.staging
+        checksums = layer_checksums(staging.layout, staging.slot(slot))
+        block = BlockPersist(slot, outgoing.key, checksums)
+        self._write(outgoing.request_id, [block], outgoing.weights_id, self._reserve_written)
+
+    def _write(
+        self,
+        request_id: RequestId,
+        blocks: list[BlockPersist],
+        weights_id: WeightsId,
+        then: Callable[[RequestId, list[SlotId]], None],
+    ) -> None:
+        async def write() -> None:
+            try:
+                await self._store(blocks, weights_id)
+            finally:
+                then(request_id, [block.slot for block in blocks])
+
+        task = self._events.create_task(write())
+        self.keep(task)
+        writing = self._writing.setdefault(request_id, set())
+        writing.add(task)
+        task.add_done_callback(lambda done: self._written(request_id, done))
+
+    def _written(self, request_id: RequestId, task: asyncio.Task[None]) -> None:
+        writing = self._writing.get(request_id, set())
+        writing.discard(task)
+        if not writing:
+            self._writing.pop(request_id, None)
+
+    async def _store(self, blocks: list[BlockPersist], weights_id: WeightsId) -> None:
+        try:
+            locations = await self._node.persist(blocks, weights_id, self._deadline_s)
+        except EngineFailed as error:
+            logger.warning("%d blocks were not stored: %s", len(blocks), error)
+            locations = (None,) * len(blocks)
+        stored = [
+            AnnouncedBlock(block.key, location)
+            for block, location in zip(blocks, locations, strict=True)
+            if location is not None
+        ]
+        done = {block.key for block in stored}
+        failed = [block.key for block in blocks if block.key not in done]
+        await self._scheduler.announce(stored, failed, weights_id)
+
+    def _prompt_written(self, request_id: RequestId, slots: Iterable[SlotId]) -> None:
+        prompt = self._prompts[request_id]
+        prompt.unwritten.difference_update(slots)
+        prompt.written.update(slots)
+        self.keep(self._events.create_task(self._release(request_id)))
+
+    def _reserve_written(self, request_id: RequestId, slots: Iterable[SlotId]) -> None:
+        self._run_on_loop(lambda: self._reserve.extend(slots))
+
+    async def _release(self, request_id: RequestId) -> None:
+        """Give back the slots nobody here needs any more."""
+        prompt = self._prompts.get(request_id)
+        if prompt is None or not prompt.copied:
+            return
+        slots, prompt.written = prompt.written, set()
+        if not prompt.unwritten:
+            self._prompts.pop(request_id, None)
+        if slots:
+            await self._scheduler.release_slots(request_id, sorted(slots))

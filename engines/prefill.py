@@ -1,0 +1,315 @@
+"""A prefill engine: it computes prompts, layer by layer, and samples a turn's first token.
+
+It keeps no KV. The hit blocks of a prompt pass through HBM one layer at a time, and what the decode engine's
+node lacks is written into that node's staging memory as each layer ends (DualPath, arXiv 2602.21548,
+section 4.1). The decode engine gets the turn once its node holds the whole prompt.
+
+A turn here: reading (event loop) -> ready -> computing (engine loop) -> handing over (event loop).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from engines.config import EnginesConfig
+from engines.engine_loop import EngineLoop
+from engines.errors import EngineFailed, RequestRefused
+from engines.model.runner import BatchShape, ModelRunner, NamedArray, PrefillRow
+from engines.peers import DecodePeer, NodePeer, SchedulerPeer
+from engines.prefill_feed import FeedRow, PrefillFeed
+from engines.sampling import Sampled, SampleSpec, sample
+from engines.scheduling.prefill_batch import Waiting, pick_batch
+from engines.stopping import Decoder, StopCondition
+from engines.traffic_manager import open_traffic_manager
+from engines.types import (
+    BlockLoad,
+    EngineId,
+    FinishReason,
+    FirstToken,
+    HandOver,
+    HitLost,
+    NodeId,
+    PhaseSeconds,
+    PrefillJob,
+    ReadSide,
+    RequestId,
+    TokenCounts,
+    Weights,
+)
+from kvstore.errors import TransferError
+from kvstore.layout import BlockLayout
+from kvstore.staging import StagingHandle
+from kvstore.store import BlockReadResult, ReadStatus
+from kvstore.transport import RegionHandle, Transport
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    sampled: Sampled
+    slot_checksums: tuple[tuple[int, ...], ...]
+    phases: PhaseSeconds
+
+
+@dataclass(slots=True)
+class _Ready:
+    job: PrefillJob
+    hit_checksums: tuple[tuple[int, ...], ...]
+    done: asyncio.Future[_Computed]
+    since_s: float
+
+
+class PrefillEngine:
+    """One GPU's (or CPU's) prefill engine. Public methods run on one event loop."""
+
+    def __init__(
+        self,
+        engine_id: EngineId,
+        config: EnginesConfig,
+        runner: ModelRunner,
+        decoder: Decoder,
+        transport: Transport,
+        *,
+        weights: Weights,
+        job_seed: int,
+    ) -> None:
+        self._engine_id = engine_id
+        self._config = config
+        self._runner = runner
+        self._decoder = decoder
+        self._transport = transport
+        self._weights = weights
+        self._job_seed = job_seed
+        self._ready: list[_Ready] = []
+        self._running: list[_Ready] = []
+        self._peak_resident_layers = 0
+        self._failure: str | None = None
+        self._loop = EngineLoop(engine_id, self._step, self._fail_all)
+
+    async def connect(
+        self,
+        staging: StagingHandle,
+        node: NodePeer,
+        scheduler: SchedulerPeer,
+        decode_engines: Mapping[EngineId, DecodePeer],
+        regions: Mapping[NodeId, RegionHandle],
+    ) -> None:
+        """Join the cluster and begin to serve. `staging` is the own node's memory."""
+        self._traffic = open_traffic_manager(staging, self._transport, self._runner)
+        self._node = node
+        self._scheduler = scheduler
+        self._decode_engines = decode_engines
+        self._regions = regions
+        self._events = asyncio.get_running_loop()
+        self._loop.start()
+
+    async def layout(self) -> BlockLayout:
+        return self._runner.layout
+
+    async def prefill(self, job: PrefillJob) -> FirstToken | HitLost:
+        """Compute a placed prompt; returns when the decode engine has taken the turn over."""
+        self._refuse_stale(job)
+        started_s = time.monotonic()
+        results = await self._read(job)
+        lost = [index for index, result in enumerate(results) if result.status is not ReadStatus.OK]
+        if lost:
+            late = any(result.status is ReadStatus.TIMED_OUT for result in results)
+            return await self._hit_lost(job, lost, late=late)
+        read_s = time.monotonic() - started_s
+        computed = await self._compute(job, tuple(result.layer_checksums for result in results))
+        handing_s = time.monotonic()
+        finish_reason = await self._hand_over(job, computed)
+        await self._scheduler.prefilled(job.placement.request_id)
+        phases = PhaseSeconds(kv_load=read_s, kv_transfer=time.monotonic() - handing_s)
+        return FirstToken(
+            token_id=computed.sampled.token_id,
+            logprob=computed.sampled.logprob,
+            finish_reason=finish_reason,
+            phases=phases + computed.phases,
+            hit_tokens=job.placement.hit_tokens,
+        )
+
+    async def abort(self, request_id: RequestId) -> None:
+        """Forget a turn that waits; returns when no step touches its slots any more."""
+        await self._loop.call(lambda: self._drop(request_id), self._config.step_deadline_s)
+
+    async def load_weights(self, bucket: Sequence[NamedArray]) -> None:
+        """Copy a bucket of new weights into the model."""
+        await self._loop.call(lambda: self._runner.load_weights(bucket), self._config.start_deadline_s)
+
+    async def set_weights(self, weights: Weights) -> None:
+        """All buckets of `weights` are loaded: serve under them."""
+        self._weights = weights
+
+    async def counts(self) -> TokenCounts:
+        return self._runner.counts
+
+    async def moved_bytes(self) -> dict[str, int]:
+        """Bytes moved since the start, by hop."""
+        return self._traffic.by_hop()
+
+    async def peak_resident_layers(self) -> int:
+        """Most layers of hit KV that were ever in HBM at once."""
+        return self._peak_resident_layers
+
+    async def close(self) -> None:
+        self._loop.stop(self._config.step_deadline_s)
+        self._transport.close()
+
+    # -- on the event loop ---------------------------------------------------------------------------
+
+    async def _read(self, job: PrefillJob) -> tuple[BlockReadResult, ...]:
+        placement = job.placement
+        blocks = [
+            block for part in placement.read_plan if part.side is ReadSide.PREFILL for block in part.blocks
+        ]
+        if not blocks:
+            return ()
+        loads = [
+            BlockLoad(slot, block.key, block.location)
+            for slot, block in zip(placement.prefill_slots, blocks, strict=True)
+        ]
+        return await self._node.load(loads, ReadSide.PREFILL, self._config.step_deadline_s)
+
+    async def _hit_lost(self, job: PrefillJob, lost: list[int], *, late: bool) -> HitLost:
+        """The first bad block ends the hit; all that failed leave the index.
+
+        A read that is late may still write into its slot, so the attempt's slots are set aside.
+        """
+        if late:
+            await self._scheduler.finish(job.placement.request_id, resolved=False)
+        blocks = [block for part in job.placement.read_plan for block in part.blocks]
+        keys = tuple(blocks[index].key for index in lost)
+        await self._scheduler.discard(keys)
+        return HitLost(hit_tokens=lost[0] * self._runner.layout.block_tokens, lost_keys=keys)
+
+    async def _compute(self, job: PrefillJob, hit_checksums: tuple[tuple[int, ...], ...]) -> _Computed:
+        if self._failure is not None:
+            raise EngineFailed(self._failure)
+        done: asyncio.Future[_Computed] = self._events.create_future()
+        ready = _Ready(job, hit_checksums, done, time.monotonic())
+        self._loop.post(lambda: self._ready.append(ready))
+        try:
+            return await asyncio.wait_for(done, self._config.step_deadline_s)
+        except TimeoutError:
+            raise EngineFailed(
+                f"{self._engine_id} did not compute {job.placement.request_id} within "
+                f"{self._config.step_deadline_s} s"
+            ) from None
+
+    async def _hand_over(self, job: PrefillJob, computed: _Computed) -> FinishReason | None:
+        sampled, block_tokens = computed.sampled, self._runner.layout.block_tokens
+        stop = StopCondition(job.sampling, job.earlier_ids, self._decoder)
+        finish_reason = stop.push(sampled.token_id)
+        num_tail = job.prompt_tokens - len(job.keys) * block_tokens
+        turn = HandOver(
+            placement=job.placement,
+            prompt_tokens=job.prompt_tokens,
+            keys=job.keys,
+            tail_parent=job.keys[-1] if job.keys else job.chain_root,
+            tail_ids=job.miss_ids[len(job.miss_ids) - num_tail :],
+            slot_checksums=computed.slot_checksums,
+            first_token=sampled.token_id,
+            first_logprob=sampled.logprob,
+            finish_reason=finish_reason,
+            sampling=job.sampling,
+            sample_id=job.sample_id,
+            earlier_ids=job.earlier_ids,
+        )
+        await self._decode_engines[job.placement.decode_engine].hand_over(turn)
+        return finish_reason
+
+    def _refuse_stale(self, job: PrefillJob) -> None:
+        if job.placement.weights_id != self._weights.weights_id:
+            raise RequestRefused(
+                f"{job.placement.request_id} was placed for weights version "
+                f"{job.placement.weights_version}, {self._engine_id} holds {self._weights.version}"
+            )
+
+    # -- on the engine loop --------------------------------------------------------------------------
+
+    def _step(self) -> bool:
+        waiting = [Waiting(ready.job.placement.hit_tokens, len(ready.job.miss_ids)) for ready in self._ready]
+        picked = pick_batch(
+            waiting,
+            limit_tokens=self._config.prefill_batch_tokens,
+            padding_exact=self._runner.padding_exact,
+        )
+        if not picked:
+            return False
+        batch = [self._ready[index] for index in picked]
+        self._ready = [row for index, row in enumerate(self._ready) if index not in set(picked)]
+        self._running = batch
+        try:
+            self._run(batch)
+        except (TransferError, EngineFailed) as error:
+            # The other end is at fault: these turns fail, the engine goes on.
+            self._reject(batch, f"{self._engine_id} could not move KV: {error}")
+        self._running = []
+        return True
+
+    def _run(self, batch: list[_Ready]) -> None:
+        started_s = time.monotonic()
+        rows = [PrefillRow(ready.job.placement.hit_tokens, ready.job.miss_ids) for ready in batch]
+        shape = BatchShape(tuple(row.hit_tokens for row in rows), tuple(len(row.token_ids) for row in rows))
+        buffers = self._runner.new_buffer(shape), self._runner.new_buffer(shape)
+        feed = PrefillFeed(
+            self._traffic,
+            buffers,
+            shape,
+            [self._feed_row(ready.job) for ready in batch],
+            self._config.step_deadline_s,
+        )
+        try:
+            logits = self._runner.prefill(rows, feed)
+            sampled = sample(logits, [self._spec(ready.job) for ready in batch])
+        finally:
+            feed.finish()
+        self._peak_resident_layers = max(self._peak_resident_layers, feed.peak_resident_layers)
+        compute_s = time.monotonic() - started_s - feed.load_wait_s - feed.send_wait_s
+        for index, ready in enumerate(batch):
+            phases = PhaseSeconds(
+                queue=started_s - ready.since_s,
+                kv_load=feed.load_wait_s,
+                prefill=compute_s,
+                kv_transfer=feed.send_wait_s,
+            )
+            self._resolve(ready, _Computed(sampled[index], _checksums(ready, feed, index), phases))
+
+    def _feed_row(self, job: PrefillJob) -> FeedRow:
+        placement = job.placement
+        return FeedRow(placement.prefill_slots, placement.decode_slots, self._regions[placement.decode_node])
+
+    def _spec(self, job: PrefillJob) -> SampleSpec:
+        return SampleSpec(job.sample_id, len(job.earlier_ids), job.sampling, self._job_seed)
+
+    def _drop(self, request_id: RequestId) -> None:
+        self._ready = [r for r in self._ready if r.job.placement.request_id != request_id]
+
+    def _resolve(self, ready: _Ready, computed: _Computed) -> None:
+        def set_result() -> None:
+            if not ready.done.done():
+                ready.done.set_result(computed)
+
+        self._events.call_soon_threadsafe(set_result)
+
+    def _fail_all(self, failure: str) -> None:
+        self._failure = failure
+        self._reject([*self._running, *self._ready], failure)
+
+    def _reject(self, batch: list[_Ready], failure: str) -> None:
+        def set_exceptions() -> None:
+            for ready in batch:
+                if not ready.done.done():
+                    ready.done.set_exception(EngineFailed(failure))
+
+        self._events.call_soon_threadsafe(set_exceptions)
+
+
+def _checksums(ready: _Ready, feed: PrefillFeed, index: int) -> tuple[tuple[int, ...], ...]:
+    """Per decode slot: the store's checksums for hit blocks, the feed's for new ones."""
+    num_hit = len(ready.hit_checksums)
+    new = (tuple(layers) for layers in feed.checksums[index][num_hit:])
+    return ready.hit_checksums + tuple(new)

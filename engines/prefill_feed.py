@@ -1,0 +1,151 @@
+"""Feeds one prefill batch: layer l+1 is loaded and layer l-1 sent while layer l computes.
+
+Two HBM buffers take turns, so at most two layers of hit KV are ever resident. One thread does all copies, in
+this order: load 0, load 1, send 0, load 2, send 1, ...; `load(l)` starts the copy of layer l+1, by which time
+layer l-1 has been computed and its buffer may be overwritten once it is sent.
+
+    new KV of a layer       HBM buffer -> decode node's slots
+    hit read on this side   own node's slots -> decode node's slots, and -> HBM buffer
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engines.errors import EngineFailed
+from engines.model.runner import BatchShape
+from engines.traffic_manager import TrafficManager
+from kvstore.checksum import checksum
+from kvstore.layout import BlockLayout
+from kvstore.transport import RegionHandle, TransferOp
+
+
+@dataclass(frozen=True, slots=True)
+class FeedRow:
+    """Where one request's KV comes from and goes to."""
+
+    hit_slots: tuple[int, ...]
+    """Own node's slots of the hit blocks, in block order."""
+    decode_slots: tuple[int, ...]
+    """Decode node's slots of the whole prompt, in block order."""
+    region: RegionHandle
+    """The decode node's staging memory."""
+
+
+class PrefillFeed:
+    """A LayerFeed for one batch. `finish` after the forward; the waits are then known."""
+
+    def __init__(
+        self,
+        traffic: TrafficManager,
+        buffers: tuple[Tensor, Tensor],
+        shape: BatchShape,
+        rows: Sequence[FeedRow],
+        deadline_s: float,
+    ) -> None:
+        self._traffic = traffic
+        self._buffers = buffers
+        self._shape = shape
+        self._rows = rows
+        self._deadline_s = deadline_s
+        self._layout: BlockLayout = traffic.staging.layout
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefill-feed")
+        self._stream = torch.cuda.Stream() if buffers[0].is_cuda else None
+        self._loads: dict[int, Future[None]] = {}
+        self._sends: list[Future[None]] = []
+        # [row][decode slot][layer]: CRC32C of the new tokens' bytes
+        self.checksums: list[list[list[int]]] = [[[] for _ in row.decode_slots] for row in rows]
+        self.resident_layers: set[int] = set()
+        self.peak_resident_layers = 0
+        self.load_wait_s = 0.0
+        self.send_wait_s = 0.0
+        self._loads[0] = self._thread.submit(self._load, 0, None)
+
+    def load(self, layer: int) -> Tensor:
+        computed = self._compute_event()
+        started_s = time.monotonic()
+        self._result(self._loads.pop(layer))
+        self.load_wait_s += time.monotonic() - started_s
+        if layer + 1 < self._layout.num_layers:
+            self._loads[layer + 1] = self._thread.submit(self._load, layer + 1, computed)
+        return self._buffers[layer % 2]
+
+    def store(self, layer: int) -> None:
+        self._sends.append(self._thread.submit(self._send, layer, self._compute_event()))
+
+    def finish(self) -> None:
+        """Wait until everything is sent."""
+        started_s = time.monotonic()
+        try:
+            for send in self._sends:
+                self._result(send)
+        finally:
+            self.send_wait_s = time.monotonic() - started_s
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _result(self, future: Future[None]) -> None:
+        try:
+            future.result(self._deadline_s)
+        except FutureTimeout:
+            raise EngineFailed(f"moving a layer's KV took over {self._deadline_s} s") from None
+
+    def _compute_event(self) -> torch.cuda.Event | None:
+        """On a GPU: an event after all work given to the compute stream so far."""
+        if self._stream is None:
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def _load(self, layer: int, computed: torch.cuda.Event | None) -> None:
+        self.resident_layers.discard(layer - 2)
+        self.resident_layers.add(layer)
+        self.peak_resident_layers = max(self.peak_resident_layers, len(self.resident_layers))
+        with torch.cuda.stream(self._stream):
+            if self._stream is not None and computed is not None:
+                self._stream.wait_event(computed)
+            for buffer, row, hit in zip(
+                self._buffers[layer % 2], self._rows, self._shape.hit_tokens, strict=True
+            ):
+                self._traffic.load_layer(buffer[:hit], row.hit_slots, layer)
+            if self._stream is not None:
+                self._stream.synchronize()
+
+    def _send(self, layer: int, computed: torch.cuda.Event | None) -> None:
+        with torch.cuda.stream(self._stream):
+            if self._stream is not None and computed is not None:
+                self._stream.wait_event(computed)
+            new = self._buffers[layer % 2][:, self._shape.hit_columns :]
+            for index, row in enumerate(self._rows):
+                count = self._shape.new_tokens[index]
+                host = self._traffic.to_host(new[index, :count]).contiguous()
+                ops = self._hit_ops(row, layer) + self._new_ops(index, row, host, layer)
+                self._traffic.send(row.region, ops, self._deadline_s)
+
+    def _hit_ops(self, row: FeedRow, layer: int) -> list[TransferOp]:
+        staging = self._traffic.staging
+        pairs = zip(row.hit_slots, row.decode_slots, strict=False)
+        return [
+            TransferOp(staging.layer_block(own, layer), self._offset(theirs, layer)) for own, theirs in pairs
+        ]
+
+    def _new_ops(self, index: int, row: FeedRow, host: Tensor, layer: int) -> list[TransferOp]:
+        """One op per decode slot that takes new tokens; the hit ends on a block border."""
+        data = host.view(torch.uint8).numpy()
+        ops, step, num_hit = [], self._layout.block_tokens, len(row.hit_slots)
+        for block in range(num_hit, len(row.decode_slots)):
+            start = (block - num_hit) * step
+            part = data[start : start + step].reshape(-1)
+            self.checksums[index][block].append(checksum(part))
+            ops.append(TransferOp(part, self._offset(row.decode_slots[block], layer)))
+        return ops
+
+    def _offset(self, slot: int, layer: int) -> int:
+        return slot * self._layout.slot_bytes + self._layout.layer_offset(layer)

@@ -1,0 +1,95 @@
+"""What runs in the engines' processes: the plain classes with their real resources opened.
+
+Each class here is one process: it loads the model, opens the store or makes the staging memory in its
+constructor, so that nothing big ever crosses a process border.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from engines.config import EnginesConfig
+from engines.decode import DecodeEngine
+from engines.model.load import load_model
+from engines.model.tokenizer import load_tokenizer
+from engines.model.transformers_runner import TransformersRunner
+from engines.node import NodeAgent
+from engines.prefill import PrefillEngine
+from engines.types import EngineId, NodeId, Weights
+from kvstore.config import StoreConfig
+from kvstore.layout import BlockLayout
+from kvstore.open_store import open_store, open_transport
+from kvstore.staging import StagingMemory
+
+
+class NodeProcess(NodeAgent):
+    """A node agent with its staging memory and its store."""
+
+    def __init__(
+        self, node_id: NodeId, config: StoreConfig, layout: BlockLayout, directory: str, writer_id: str
+    ) -> None:
+        staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
+        store = open_store(config, layout, directory=Path(directory), writer_id=writer_id)
+        super().__init__(node_id, store, staging)
+
+
+class PrefillProcess(PrefillEngine):
+    """A prefill engine with its model."""
+
+    def __init__(
+        self,
+        engine_id: EngineId,
+        config: EnginesConfig,
+        model_path: str,
+        block_tokens: int,
+        *,
+        transport: Literal["shm"],
+        weights: Weights,
+        job_seed: int,
+    ) -> None:
+        super().__init__(
+            engine_id,
+            config,
+            open_runner(config, model_path, block_tokens),
+            load_tokenizer(model_path),
+            open_transport(transport),
+            weights=weights,
+            job_seed=job_seed,
+        )
+
+
+class DecodeProcess(DecodeEngine):
+    """A decode engine with its model."""
+
+    def __init__(
+        self,
+        engine_id: EngineId,
+        config: EnginesConfig,
+        model_path: str,
+        block_tokens: int,
+        *,
+        transport: Literal["shm"],
+        weights: Weights,
+        job_seed: int,
+    ) -> None:
+        super().__init__(
+            engine_id,
+            config,
+            open_runner(config, model_path, block_tokens),
+            load_tokenizer(model_path),
+            open_transport(transport),
+            weights=weights,
+            job_seed=job_seed,
+        )
+
+
+def open_runner(config: EnginesConfig, model_path: str, block_tokens: int) -> TransformersRunner:
+    """Load the model for inference, with as many torch threads as the configuration gives an engine."""
+    torch.set_num_threads(config.threads)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TransformersRunner(load_model(model_path, dtype=config.dtype, device=device), block_tokens)

@@ -1,0 +1,111 @@
+"""Moves every byte that goes in or out of an engine, and counts it by hop and class.
+
+An engine owns one: host-device copies between its HBM and its node's staging memory, and one-sided moves
+to and from other nodes' staging memory. A node agent's storage I/O is counted by the same class. Nothing here
+decides what to move.
+
+    layer of a slot in staging memory  [block_tokens, token_elements] of the model's dtype, one address
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from engines.model.runner import ModelRunner
+from kvstore.staging import StagingHandle, StagingMemory
+from kvstore.traffic import TrafficClass
+from kvstore.transport import RegionHandle, TransferOp, Transport
+
+
+class Hop(StrEnum):
+    """Between which two places bytes moved."""
+
+    HOST_TO_DEVICE = "host_to_device"
+    DEVICE_TO_HOST = "device_to_host"
+    ENGINE_TO_ENGINE = "engine_to_engine"
+
+
+class TrafficManager:
+    """One engine's data paths over its node's staging memory and a transport. Thread-safe."""
+
+    def __init__(
+        self, staging: StagingMemory, transport: Transport, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.staging = staging
+        self.moved_bytes: Counter[tuple[Hop, TrafficClass]] = Counter()
+        self._transport = transport
+        self._layout = staging.layout
+        self._device = device
+        self._pinned = _pin(staging, device)
+        elements = torch.from_numpy(staging.buffer).view(dtype)
+        slot_elements = self._layout.slot_bytes // dtype.itemsize
+        used = self._layout.full_block_bytes // dtype.itemsize
+        first = staging.offset(0) // dtype.itemsize
+        slots = elements[first:].view(staging.num_slots, slot_elements)[:, :used]
+        # [num_slots, layers, block_tokens, token_elements]
+        self._slots = slots.unflatten(1, (self._layout.num_layers, self._layout.block_tokens, -1))
+
+    def load_layer(self, destination: Tensor, slots: Sequence[int], layer: int) -> None:
+        """Copy `layer` of whole blocks `slots` into `destination` [blocks * block_tokens, elements]."""
+        if not slots:
+            return
+        blocks = destination.view(len(slots), self._layout.block_tokens, -1)
+        if self._device.type == "cpu":
+            torch.index_select(self._slots[:, layer], 0, torch.tensor(slots), out=blocks)
+        else:
+            for block, slot in zip(blocks, slots, strict=True):
+                block.copy_(self._slots[slot, layer], non_blocking=self._pinned)
+        self._count(Hop.HOST_TO_DEVICE, len(slots) * self._layout.layer_block_bytes)
+
+    def load_block(self, destination: Tensor, slot: int) -> None:
+        """Copy a Full Block into `destination` [layers, block_tokens, elements]."""
+        destination.copy_(self._slots[slot], non_blocking=self._pinned)
+        self._count(Hop.HOST_TO_DEVICE, self._layout.full_block_bytes)
+
+    def wait_for_copies(self) -> None:
+        """Return when every copy this thread began is done; on a CPU device they always are."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def store_block(self, source: Tensor, slot: int) -> None:
+        """Copy `source` [layers, block_tokens, elements] into a slot of the own node, and wait."""
+        self._slots[slot].copy_(source)
+        self._count(Hop.DEVICE_TO_HOST, self._layout.full_block_bytes)
+
+    def to_host(self, source: Tensor) -> Tensor:
+        """`source` in host memory, ready to be sent; on a CPU device it is `source` itself."""
+        if self._device.type == "cpu":
+            return source
+        self._count(Hop.DEVICE_TO_HOST, source.nbytes)
+        return source.cpu()
+
+    def send(self, region: RegionHandle, ops: Sequence[TransferOp], deadline_s: float) -> None:
+        """Write the ops' bytes into another node's staging memory."""
+        self._transport.write(region, ops, TrafficClass.KV, deadline_s)
+        self._count(Hop.ENGINE_TO_ENGINE, sum(op.local.nbytes for op in ops))
+
+    def by_hop(self) -> dict[str, int]:
+        """Bytes moved so far by hop, all classes."""
+        return {hop.value: sum(n for (on, _), n in self.moved_bytes.items() if on is hop) for hop in Hop}
+
+    def _count(self, hop: Hop, nbytes: int) -> None:
+        self.moved_bytes[hop, TrafficClass.KV] += nbytes
+
+
+def open_traffic_manager(staging: StagingHandle, transport: Transport, runner: ModelRunner) -> TrafficManager:
+    """Map the node's staging memory for an engine that runs `runner`."""
+    return TrafficManager(StagingMemory.attach(staging), transport, runner.dtype, runner.device)
+
+
+def _pin(staging: StagingMemory, device: torch.device) -> bool:
+    """Page-lock the staging memory for asynchronous copies; CPU devices need none."""
+    if device.type != "cuda":
+        return False
+    pointer = staging.buffer.ctypes.data
+    error = torch.cuda.cudart().cudaHostRegister(pointer, staging.buffer.nbytes, 0)
+    return int(error) == 0

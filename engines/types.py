@@ -1,0 +1,334 @@
+"""The vocabulary of the engines room: what a turn asks for, where it is placed, what comes back.
+
+Everything here is frozen and picklable; it crosses process boundaries. Token ids travel as
+`array('i')`, 4 bytes each.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+from kvstore.keys import BlockKey, WeightsId
+from kvstore.prefix_index import IndexedBlock
+from kvstore.store import BlockLocation
+
+RequestId = NewType("RequestId", str)
+EngineId = NewType("EngineId", str)
+NodeId = NewType("NodeId", str)
+SlotId = NewType("SlotId", int)
+"""A Full Block's place in a node's staging memory."""
+BlockId = NewType("BlockId", int)
+"""A block's place in a decode engine's paged KV pool (its HBM)."""
+
+
+class FinishReason(StrEnum):
+    """Why a turn's generation ended."""
+
+    STOP_ID = "stop_id"
+    """A stop id was sampled; it is the last output token."""
+    STOP_STRING = "stop_string"
+    """The output text came to contain a stop string; the token that completed it is the last one."""
+    LENGTH = "length"
+    """max_tokens were generated."""
+    PREEMPTED = "preempted"
+    """The decode engine ran out of blocks; the turn goes on elsewhere from its token ids."""
+    ABORTED = "aborted"
+    """The caller took the request back."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How output tokens are drawn.
+
+    The reported logprob is log_softmax(logits / temperature) of the full vocabulary, before top_k, top_p
+    and min_p cut it. At temperature 0 the most likely token is taken and the logprob is that of
+    temperature 1.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps all."""
+    min_p: float = 0.0
+    stop_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    seed: int | None = None
+    """None: the job's seed. The random number of output i depends only on (seed, request id, i)."""
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.max_tokens >= 1, "max_tokens", ">= 1", self.max_tokens),
+            (self.temperature >= 0, "temperature", ">= 0", self.temperature),
+            (0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p),
+            (self.top_k >= 0, "top_k", ">= 0", self.top_k),
+            (0 <= self.min_p <= 1, "min_p", "in [0, 1]", self.min_p),
+        )
+        for ok, name, bounds, value in checks:
+            if not ok:
+                raise ValueError(f"sampling.{name} must be {bounds}, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSeconds:
+    """Where a stretch of wall time went; each instant is charged to one phase.
+
+    `kv_load` and `kv_transfer` count only while compute waits for them.
+    """
+
+    queue: float = 0.0
+    buffer_wait: float = 0.0
+    kv_load: float = 0.0
+    prefill: float = 0.0
+    kv_transfer: float = 0.0
+    persist_wait: float = 0.0
+    decode: float = 0.0
+    tool: float = 0.0
+    other: float = 0.0
+
+    def __add__(self, more: PhaseSeconds) -> PhaseSeconds:
+        return PhaseSeconds(*(a + b for a, b in zip(self.values(), more.values(), strict=True)))
+
+    def values(self) -> tuple[float, ...]:
+        """Seconds in the order of PHASES."""
+        return tuple(float(getattr(self, name)) for name in PHASES)
+
+    def as_dict(self) -> dict[str, float]:
+        return dict(zip(PHASES, self.values(), strict=True))
+
+    @property
+    def total(self) -> float:
+        return sum(self.values())
+
+
+PHASES: tuple[str, ...] = tuple(PhaseSeconds.__dataclass_fields__)
+
+
+class EngineRole(StrEnum):
+    """What an engine computes; fixed for its life."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """An engine as the scheduler knows it."""
+
+    engine_id: EngineId
+    node_id: NodeId
+    role: EngineRole
+    kv_tokens: int = 0
+    """Decode: tokens the paged KV pool holds. Prefill keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights engines hold: a version to compare, an id to key blocks with."""
+
+    version: int
+    weights_id: WeightsId
+
+
+class ReadSide(StrEnum):
+    """Which node's storage NIC reads a block range."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRange:
+    """Consecutive blocks of a prompt's hit, read on one side."""
+
+    side: ReadSide
+    start_block: int
+    blocks: tuple[IndexedBlock, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRequest:
+    """What the scheduler sees of a turn: never the prompt's token ids."""
+
+    request_id: RequestId
+    """One attempt at one turn: no two attempts share it."""
+    keys: tuple[BlockKey, ...]
+    """Keys of the prompt's whole blocks, in order."""
+    prompt_tokens: int
+    max_output_tokens: int
+    weights_version: int
+    deadline_s: float
+    """Seconds from submission after which waiting for a place is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The scheduler's answer: who serves the turn and which blocks are read on which side."""
+
+    request_id: RequestId
+    prefill_engine: EngineId
+    prefill_node: NodeId
+    decode_engine: EngineId
+    decode_node: NodeId
+    read_plan: tuple[ReadRange, ...]
+    hit_tokens: int
+    """Whole blocks; at most prompt_tokens - 1."""
+    prefill_slots: tuple[SlotId, ...]
+    """Prefill node's slots for the blocks read there, in the order of the read plan."""
+    decode_slots: tuple[SlotId, ...]
+    """Decode node's slots for the whole prompt, in block order: it is assembled there."""
+    weights_version: int
+    weights_id: WeightsId
+    waited: PhaseSeconds
+    """queue, buffer_wait and persist_wait before the placement."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillJob:
+    """A placed turn, with the token ids the prefill engine must compute."""
+
+    placement: Placement
+    prompt_tokens: int
+    miss_ids: array[int]
+    """Ids of [hit_tokens, prompt_tokens)."""
+    keys: tuple[BlockKey, ...]
+    """Keys of the prompt's whole blocks, in order."""
+    chain_root: BlockKey
+    sampling: SamplingParams
+    sample_id: RequestId
+    """Names the turn's random numbers; the same for every attempt at the turn."""
+    earlier_ids: array[int]
+    """Output tokens of this turn that an earlier attempt already sampled; they end the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class HitLost:
+    """Blocks of the promised hit did not arrive; the turn must be sent again with more ids.
+
+    `lost_keys` are out of the index already.
+    """
+
+    hit_tokens: int
+    lost_keys: tuple[BlockKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLoad:
+    """Read one block into a slot of the node's staging memory."""
+
+    slot: SlotId
+    key: BlockKey
+    location: BlockLocation
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPersist:
+    """Write the block in `slot` of the node's staging memory to the store, then free the slot."""
+
+    slot: SlotId
+    key: BlockKey
+    layer_checksums: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedBlock:
+    """A persisted block: what the index must know of it."""
+
+    key: BlockKey
+    location: BlockLocation
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """A prefilled turn on its way to the decode engine, whose node's slots hold the prompt's KV."""
+
+    placement: Placement
+    prompt_tokens: int
+    keys: tuple[BlockKey, ...]
+    """Keys of the prompt's whole blocks; those past the hit are not stored yet."""
+    tail_parent: BlockKey
+    """Parent key of the block that `tail_ids` begin."""
+    tail_ids: array[int]
+    """Prompt ids after the last whole block."""
+    slot_checksums: tuple[tuple[int, ...], ...]
+    """Per decode slot: CRC32C of each layer's prompt tokens, taken where they were made or verified."""
+    first_token: int
+    first_logprob: float
+    finish_reason: FinishReason | None
+    sampling: SamplingParams
+    sample_id: RequestId
+    earlier_ids: array[int]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """Prefill's answer, sent once the decode engine holds the prompt."""
+
+    token_id: int
+    logprob: float
+    finish_reason: FinishReason | None
+    phases: PhaseSeconds
+    hit_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """The decode engine's answer, when the turn has ended on it."""
+
+    token_ids: array[int]
+    """Output tokens of this attempt, the prefill engine's first one included."""
+    logprobs: array[float]
+    finish_reason: FinishReason
+    second_token_s: float | None
+    """Seconds from the hand-over to the second token; None if there was none."""
+    phases: PhaseSeconds
+
+
+@dataclass(frozen=True, slots=True)
+class TurnResult:
+    """What an agent gets for a turn, after any retries."""
+
+    token_ids: array[int]
+    logprobs: array[float]
+    weights_version: int
+    finish_reason: FinishReason
+    prompt_tokens: int
+    hit_tokens: int
+    ttft_s: float
+    ttst_s: float | None
+    tpot_s: float | None
+    duration_s: float
+    phases: PhaseSeconds
+    """Sums to duration_s."""
+    num_attempts: int = 1
+    recomputed_tokens: int = 0
+    """Miss tokens of the attempts after the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBytes:
+    """Bytes a node moved through its storage NIC since it started, by why."""
+
+    read_prefill_side: int = 0
+    read_decode_side: int = 0
+    read_dram: int = 0
+    written: int = 0
+
+    @property
+    def storage_total(self) -> int:
+        return self.read_prefill_side + self.read_decode_side + self.written
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """What a runner computed, by kind."""
+
+    prompt: int = 0
+    """Tokens run as part of a prompt."""
+    first: int = 0
+    """Outputs sampled from a prompt's last position."""
+    decode: int = 0
+    """Outputs sampled in the continuous batch."""

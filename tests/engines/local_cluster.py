@@ -1,0 +1,81 @@
+"""A whole cluster inside one process and event loop: every part is the real one, only the process borders
+are missing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engines.cluster import ClusterSpec, EngineCluster, start_cluster
+from engines.config import EnginesConfig, SchedulerConfig
+from engines.types import NodeId, Weights
+from kvstore.config import StoreConfig
+from kvstore.keys import WeightsId
+
+ENGINES = EnginesConfig(
+    kind="transformers",
+    device="cpu",
+    dtype="float32",
+    threads=1,
+    prefill_nodes=1,
+    prefill_engines_per_node=1,
+    decode_nodes=1,
+    decode_engines_per_node=1,
+    prefill_batch_tokens=512,
+    prefill_load_limit_tokens=100_000,
+    decode_kv_bytes=1 << 20,
+    decode_max_requests=64,
+    persist_slots=2,
+    step_deadline_s=30.0,
+    start_deadline_s=60.0,
+)
+SCHEDULER = SchedulerConfig(read_plan="basic", place_deadline_s=30.0, pending_deadline_s=10.0, max_attempts=3)
+STORE = StoreConfig(
+    kind="ssd",
+    path=None,
+    block_tokens=8,
+    staging_bytes=8 << 20,
+    io_threads=2,
+    deadline_s=10.0,
+    capacity_bytes=1 << 30,
+)
+
+
+def cluster_spec(model_path: str, store_directory: Path, **changes: object) -> ClusterSpec:
+    """The spec of a one-process cluster; `changes` go to the engines' configuration."""
+    return ClusterSpec(
+        engines=replace(ENGINES, **changes),  # type: ignore[arg-type]
+        scheduler=SCHEDULER,
+        kvstore=STORE,
+        transport="shm",
+        model_path=model_path,
+        store_directory=str(store_directory),
+        run_id="test",
+        weights=Weights(0, WeightsId("weights-0")),
+        job_seed=7,
+    )
+
+
+async def spawn_here(cls: type, *args: object, name: str, node: NodeId | None, **kwargs: object) -> Any:
+    return cls(*args, **kwargs)
+
+
+@asynccontextmanager
+async def running_cluster(spec: ClusterSpec) -> AsyncIterator[EngineCluster]:
+    """Start `spec`; on the way out the scheduler must have got everything back."""
+    cluster = await start_cluster(spawn_here, spec)
+    try:
+        yield cluster
+        await asyncio.wait_for(cluster.pause(30), 30)
+        cluster.scheduler.check()
+        figures = await cluster.scheduler.figures()
+        lent = spec.engines.persist_slots * len(cluster.decode_engines)
+        total = sum([(await node.handle()).num_slots for node in cluster.nodes.values()])
+        assert figures["free_slots"] == total - lent, figures
+        assert figures["placed"] == 0 and figures["quarantined_slots"] == 0, figures
+    finally:
+        await cluster.close()
