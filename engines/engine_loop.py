@@ -53,7 +53,8 @@ class EngineLoop:
 
         self.post(message)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                return await asyncio.wrap_future(future)
         except TimeoutError:
             raise EngineFailed(f"{self._name} did not answer within {deadline_s} s") from None
 

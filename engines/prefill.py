@@ -192,7 +192,8 @@ class PrefillEngine:
         ready = _Ready(job, hit_checksums, done, time.monotonic())
         self._loop.post(lambda: self._ready.append(ready))
         try:
-            return await asyncio.wait_for(done, self._config.step_deadline_s)
+            async with asyncio.timeout(self._config.step_deadline_s):
+                return await done
         except TimeoutError:
             raise EngineFailed(
                 f"{self._engine_id} did not compute {job.placement.request_id} within "

@@ -123,7 +123,8 @@ class Scheduler:
         self._queue.append(waiting)
         self._place()
         try:
-            return await asyncio.wait_for(asyncio.shield(answer), request.deadline_s)
+            async with asyncio.timeout(request.deadline_s):
+                return await answer
         except TimeoutError:
             raise PlacementTimeout(
                 f"{request.request_id} found no place within {request.deadline_s:.1f} s; "
@@ -159,7 +160,7 @@ class Scheduler:
         """
         placed = self._placed.get(request_id)
         if placed is None:
-            self._forget(request_id)
+            self._take_back(request_id)
             return
         if placed.prefilling:
             self._end_prefill(placed)
@@ -242,6 +243,9 @@ class Scheduler:
     def _place(self) -> None:
         """Place from the head of the queue for as long as the head fits."""
         while self._queue and not self._paused:
+            if self._queue[0].answer.done():
+                self._queue.popleft()  # its caller has gone
+                continue
             placement = self._try(self._queue[0])
             if placement is None:
                 break
@@ -328,6 +332,13 @@ class Scheduler:
     def _forget(self, request_id: RequestId) -> None:
         """Take a request that still waits out of the queue."""
         self._queue = deque(w for w in self._queue if w.request.request_id != request_id)
+
+    def _take_back(self, request_id: RequestId) -> None:
+        """A request that still waits is not wanted any more."""
+        for waiting in self._queue:
+            if waiting.request.request_id == request_id and not waiting.answer.done():
+                waiting.answer.set_exception(PlacementTimeout(f"{request_id} was taken back"))
+        self._forget(request_id)
 
     def _end_prefill(self, placed: _Placed) -> None:
         placed.prefilling = False

@@ -67,9 +67,7 @@ class BlockLayout:
 
     def __post_init__(self) -> None:
         if not 1 <= self.block_tokens <= MAX_BLOCK_TOKENS:
-            raise LayoutError(
-                f"block_tokens must be 1..{MAX_BLOCK_TOKENS}, got {self.block_tokens}"
-            )
+            raise LayoutError(f"block_tokens must be 1..{MAX_BLOCK_TOKENS}, got {self.block_tokens}")
 
     @property
     def num_layers(self) -> int:

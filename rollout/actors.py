@@ -1,0 +1,192 @@
+"""The one address of Ray: it starts or joins a cluster, turns plain classes into actors, and calls them.
+
+An actor is a plain class. `RayCluster.spawn` gives back a `Proxy` whose methods are coroutines with a
+deadline; a dead or silent actor raises EngineFailed, an error the actor raised comes back as itself.
+Actors carry control only; bulk arrays go through `share`, KV bytes never come here.
+
+What shares a node shares a placement group, so an engine can map its node agent's staging memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from engines.errors import EngineFailed
+from engines.types import NodeId
+from rollout.errors import RolloutError, UserError
+
+CALL_DEADLINE_S = 3600.0
+"""Longest any call may take; callers that know better bring their own deadline."""
+_BUNDLE_CPUS = 1
+_NO_CONCURRENCY_LIMIT = 10_000
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_DEDUP_LOGS": "0",
+    # Without this Ray listens on the machine's own network address.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
+class Proxy:
+    """Calls a remote object's methods; picklable. Satisfies the Protocols of engines.peers."""
+
+    def __init__(self, handle: Any, name: str) -> None:
+        self._handle = handle
+        self._name = name
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        remote = getattr(self._handle, method)
+
+        async def call(*args: object, **kwargs: object) -> Any:
+            try:
+                answer = asyncio.ensure_future(remote.remote(*args, **kwargs))
+                # Cancelling the caller must not wait for the actor, so the answer is left to itself.
+                answer.add_done_callback(_look_at)
+                # Not wait_for: before Python 3.12 it may swallow a cancellation.
+                async with asyncio.timeout(CALL_DEADLINE_S):
+                    return await asyncio.shield(answer)
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayActorError as error:
+                raise EngineFailed(f"{self._name} is dead: {_first_line(error)}") from None
+            except TimeoutError:
+                raise EngineFailed(f"{self._name}.{method} gave no answer") from None
+
+        return call
+
+    def __reduce__(self) -> tuple[type, tuple[Any, str]]:
+        return Proxy, (self._handle, self._name)
+
+
+class RayCluster:
+    """A Ray this job started, or one it joined. Only what it started is stopped."""
+
+    def __init__(self, address: str | None, *, num_nodes: int, start_deadline_s: float) -> None:
+        self._start_deadline_s = start_deadline_s
+        self._started_ray = False
+        self._groups: dict[NodeId, PlacementGroup] = {}
+        self._actors: list[Any] = []
+        if not ray.is_initialized():
+            self._init(address, num_nodes)
+            self._started_ray = True
+
+    def _init(self, address: str | None, num_nodes: int) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        common: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": "ERROR",
+            "configure_logging": False,
+        }
+        try:
+            if address is None:
+                # Logical CPUs: one for each node's placement group; processes share the real ones.
+                ray.init(
+                    num_cpus=num_nodes * _BUNDLE_CPUS,
+                    include_dashboard=False,
+                    object_store_memory=_object_store_bytes(),
+                    **common,
+                )
+            else:
+                ray.init(address=address, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"ray.address={address} cannot be joined: {_first_line(error)}") from error
+
+    async def spawn(self, cls: type, *args: object, name: str, node: NodeId | None, **kwargs: object) -> Any:
+        """Start `cls(*args, **kwargs)` as an actor; returns its Proxy once its constructor is through."""
+        options = self._options(cls, await self._group(node) if node else None)
+        handle: Any = ray.remote(cls).options(**options).remote(*args, **kwargs)
+        self._actors.append(handle)
+        try:
+            await asyncio.wait_for(handle.__ray_ready__.remote(), self._start_deadline_s)
+        except TimeoutError:
+            raise RolloutError(
+                f"{name} did not start within {self._start_deadline_s:.0f} s; raise engines.start_deadline_s"
+            ) from None
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayActorError as error:
+            raise RolloutError(f"{name} could not start: {_cause(error)}") from None
+        return Proxy(handle, name)
+
+    async def share(self, value: object) -> Any:
+        """Put a big value where every actor can map it; pass what comes back in its place."""
+        return await asyncio.to_thread(ray.put, value)
+
+    def close(self) -> None:
+        """Kill the actors, and stop Ray if this job started it."""
+        for handle in self._actors:
+            ray.kill(handle)
+        self._actors.clear()
+        for group in self._groups.values():
+            remove_placement_group(group)
+        self._groups.clear()
+        if self._started_ray:
+            ray.shutdown()
+
+    def _options(self, cls: type, group: PlacementGroup | None) -> dict[str, Any]:
+        options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": _actor_environment()}}
+        if inspect.getmembers(cls, inspect.iscoroutinefunction):
+            # Calls share one event loop; a class without coroutines runs one call at a time.
+            options["max_concurrency"] = _NO_CONCURRENCY_LIMIT
+        if group is not None:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
+        return options
+
+    async def _group(self, node: NodeId) -> PlacementGroup:
+        """The placement group of a node: its agent and engines land on one host."""
+        group = self._groups.get(node)
+        if group is None:
+            group = placement_group([{"CPU": _BUNDLE_CPUS}], strategy="STRICT_PACK")
+            self._groups[node] = group
+            try:
+                await asyncio.wait_for(group.ready(), self._start_deadline_s)
+            except (TimeoutError, GetTimeoutError):
+                raise RolloutError(
+                    f"the Ray cluster has no free CPU for {node}; each node of engines needs {_BUNDLE_CPUS}"
+                ) from None
+        return group
+
+
+def _look_at(answer: asyncio.Future[Any]) -> None:
+    """Whoever asked may be gone: an error nobody waits for is no news."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+def _actor_environment() -> dict[str, str]:
+    """One OpenMP thread unless the class sets more: spinning threads starve their neighbours."""
+    own = {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
+    }
+    return own | _ENVIRONMENT
+
+
+def _object_store_bytes() -> int:
+    """Room for two buckets of weights per engine and what Ray needs itself."""
+    return 1 << 30
+
+
+def _cause(error: RayActorError) -> str:
+    text = str(error).strip().splitlines()
+    return text[-1].strip() if text else type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].strip() if text else type(error).__name__

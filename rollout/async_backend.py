@@ -1,0 +1,321 @@
+"""The rollout backend on one event loop: engines, agent workers and weights behind one object.
+
+It plays tasks and gives back trajectories. It does not train, does not log, and knows no task by name.
+`rollout.backend.RolloutBackend` is its synchronous twin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.cluster import ClusterSpec, EngineCluster, start_cluster
+from engines.model.load import inspect_model
+from engines.model.runner import NamedArray
+from engines.types import Weights
+from kvstore.keys import WeightsId, weights_id_after_update, weights_id_of_files
+from rollout.actors import RayCluster
+from rollout.agent import Sample
+from rollout.config import RunConfig
+from rollout.controller import Controller, Running
+from rollout.limits import Limits
+from rollout.metrics import KVBytes
+from rollout.tasks import Task
+from rollout.types import Trajectory
+from rollout.worker import AgentWorker, WorkerSpec
+
+_BUCKET_BYTES = 64 << 20
+BASE_WEIGHTS = WeightsId("base")
+"""Names the model's own weights where a store is not shared."""
+
+
+@dataclass(slots=True)
+class _Submitted:
+    """Trajectories asked for one by one."""
+
+    tasks: dict[str, asyncio.Task[Trajectory]] = field(default_factory=dict)
+
+
+class AsyncRolloutBackend:
+    """`async with AsyncRolloutBackend(config) as backend: await backend.generate(tasks)`."""
+
+    def __init__(self, config: RunConfig) -> None:
+        if config.model.path is None:
+            raise ValueError("the backend serves the model at model.path, got null")
+        self._config = config
+        self._model = inspect_model(config.model.path)
+        self._run_id = uuid.uuid4().hex[:12]
+        self._base_weights = weights_id_of_files(self._model.weight_files)
+        self._num_calls = 0
+        self._submitted = _Submitted()
+        self._ray: RayCluster | None = None
+        self._cluster: EngineCluster
+        self._controller: Controller
+
+    # -- start and end -------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> AsyncRolloutBackend:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Start engines and workers; whatever was started is stopped again if one of them cannot."""
+        config = self._config
+        num_nodes = config.engines.prefill_nodes + config.engines.decode_nodes
+        ray = RayCluster(
+            config.ray.address,
+            num_nodes=num_nodes,
+            start_deadline_s=config.engines.start_deadline_s,
+        )
+        self._ray = ray
+        try:
+            self._store_directory().mkdir(parents=True, exist_ok=True)
+            self._cluster = await start_cluster(ray.spawn, self._spec())
+            workers = await self._start_workers(ray)
+        except BaseException:
+            await self.close()
+            raise
+        self._controller = Controller(
+            workers, max_running=config.num_agents, wall_time_s=config.task.wall_time_s
+        )
+
+    async def close(self) -> None:
+        """Stop everything this backend started. Idempotent."""
+        for task in self._submitted.tasks.values():
+            task.cancel()
+        ray, self._ray = self._ray, None
+        if ray is None:
+            return
+        with suppress(AttributeError, TimeoutError):
+            # A store that is told so closes its files; a dead cluster is none the worse for not being told.
+            await asyncio.wait_for(self._close_engines(), 2.0)
+        await asyncio.to_thread(ray.close)
+        if self._config.kvstore.path is None:
+            shutil.rmtree(self._store_directory(), ignore_errors=True)
+
+    # -- rollouts ------------------------------------------------------------------------------------
+
+    async def generate(self, tasks: Sequence[Task]) -> list[Trajectory]:
+        """Play each task `task.group_size` times; trajectories in the order of tasks and samples."""
+        samples = self._samples(tasks)
+        place = {sample.trajectory_id: index for index, sample in enumerate(samples)}
+        found = [t async for t in self._controller.run(samples)]
+        return sorted(found, key=lambda trajectory: place[trajectory.trajectory_id])
+
+    async def stream(self, tasks: Sequence[Task]) -> AsyncIterator[Trajectory]:
+        """The same, each trajectory as soon as it ends."""
+        async with aclosing(self._controller.run(self._samples(tasks))) as trajectories:
+            async for trajectory in trajectories:
+                yield trajectory
+
+    def submit(self, task: Task) -> list[str]:
+        """Begin to play one task's group; returns the trajectory ids for `result` and `abort`."""
+        samples = self._samples([task])
+        for sample in samples:
+            self._submitted.tasks[sample.trajectory_id] = asyncio.create_task(self._play(sample))
+        return [sample.trajectory_id for sample in samples]
+
+    async def result(self, trajectory_id: str, deadline_s: float | None = None) -> Trajectory:
+        """The trajectory of a submitted sample, once it ends. Each is handed out once."""
+        task = self._submitted.tasks[trajectory_id]
+        trajectory = await asyncio.wait_for(asyncio.shield(task), deadline_s)
+        del self._submitted.tasks[trajectory_id]
+        return trajectory
+
+    async def abort(self, trajectory_id: str) -> None:
+        """End a running trajectory; it comes back truncated, with what it has."""
+        await self._controller.abort(trajectory_id)
+
+    @property
+    def running(self) -> list[Running]:
+        """Trajectories under way, oldest first."""
+        return self._controller.running
+
+    # -- weights -------------------------------------------------------------------------------------
+
+    @property
+    def weights_version(self) -> int:
+        return self._cluster.weights.version
+
+    async def update_weights(
+        self, version: int, weights: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]]
+    ) -> None:
+        """Load new weights into every engine, bucket by bucket.
+
+        `weights` yields (name, tensor): torch tensors or numpy arrays, whole, named as in the model.
+        Turns that run are finished first. KV of the old weights is never hit again. Raises ValueError unless
+        `version` is above the engines' own.
+        """
+        if version <= self.weights_version:
+            raise ValueError(f"version must be > {self.weights_version}, the engines' own; got {version}")
+        weights_id = weights_id_after_update(self._base_weights, self._run_id, version)
+        await self._cluster.update_weights(
+            Weights(version, weights_id),
+            self._shared(buckets(_as_async(weights), _BUCKET_BYTES)),
+            self._config.task.turn_deadline_s,
+        )
+
+    async def pause(self) -> None:
+        """Start no further turn; returns when the running ones are through."""
+        await self._cluster.pause(self._config.task.turn_deadline_s)
+
+    async def resume(self) -> None:
+        await self._cluster.resume()
+
+    async def settled(self) -> None:
+        """Return when no turn runs and every block that is to be stored is."""
+        await self.pause()
+        await self.resume()
+
+    # -- figures -------------------------------------------------------------------------------------
+
+    async def kv_bytes(self) -> KVBytes:
+        """KV bytes moved through the nodes' storage NICs since the start."""
+        moved = (await self._cluster.storage_bytes()).values()
+        return KVBytes(
+            read_prefill_side=sum(node.read_prefill_side for node in moved),
+            read_decode_side=sum(node.read_decode_side for node in moved),
+            read_dram=sum(node.read_dram for node in moved),
+            written=sum(node.written for node in moved),
+            snic_bytes=tuple(node.read_prefill_side + node.read_decode_side for node in moved),
+        )
+
+    async def metrics(self) -> Mapping[str, float]:
+        """What the backend holds and has done since the start, as flat slash-named figures."""
+        figures: dict[str, float] = {"rollout/weights_version": self.weights_version}
+        scheduler = await self._cluster.scheduler.figures()
+        figures |= {f"scheduler/{name}": value for name, value in scheduler.items()}
+        kv = await self.kv_bytes()
+        figures["kv/read_bytes/prefill_side"] = kv.read_prefill_side
+        figures["kv/read_bytes/decode_side"] = kv.read_decode_side
+        figures["kv/read_bytes/dram"] = kv.read_dram
+        figures["kv/written_bytes"] = kv.written
+        for engine_id, counts in (await self._cluster.token_counts()).items():
+            figures |= {f"engines/{engine_id}/{k}_tokens": v for k, v in asdict(counts).items()}
+        return figures
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    def _samples(self, tasks: Sequence[Task]) -> list[Sample]:
+        self._num_calls += 1
+        prefix = f"{self._num_calls}/"
+        return [
+            Sample(task, f"{prefix}{index}-{task.task_id}", sample_index)
+            for index, task in enumerate(tasks)
+            for sample_index in range(self._config.task.group_size)
+        ]
+
+    async def _play(self, sample: Sample) -> Trajectory:
+        played = [trajectory async for trajectory in self._controller.run([sample])]
+        return played[0]
+
+    async def _shared(self, parts: AsyncIterator[list[NamedArray]]) -> AsyncIterator[Any]:
+        """Buckets where all engines can map them, one at a time."""
+        assert self._ray is not None
+        async for bucket in parts:
+            yield await self._ray.share(bucket)
+
+    async def _start_workers(self, ray: RayCluster) -> list[Any]:
+        task = self._config.task
+        assert self._config.model.path is not None
+        spec = WorkerSpec(
+            parts=self._cluster.client_parts(),
+            model_path=str(self._model.path),
+            sampling=self._config.sampling.params(),
+            limits=Limits(
+                max_turns=task.max_turns,
+                max_context_tokens=min(task.max_context_tokens, self._model.max_context_tokens),
+                wall_time_s=task.wall_time_s,
+                turn_deadline_s=task.turn_deadline_s,
+                tool_timeout_s=task.tool_timeout_s,
+            ),
+        )
+        return await asyncio.gather(
+            *(
+                ray.spawn(AgentWorker, spec, name=f"worker-{index}", node=None)
+                for index in range(self._config.ray.agent_workers)
+            )
+        )
+
+    def _spec(self) -> ClusterSpec:
+        return cluster_spec(
+            self._config,
+            str(self._model.path),
+            str(self._store_directory()),
+            run_id=self._run_id,
+            weights_id=self._base_weights,
+        )
+
+    def _store_directory(self) -> Path:
+        config = self._config
+        return Path(config.kvstore.path or Path(config.run_dir) / "kvstore").absolute()
+
+    async def _close_engines(self) -> None:
+        await asyncio.gather(*(node.close() for node in self._cluster.nodes.values()), return_exceptions=True)
+
+
+def cluster_spec(
+    config: RunConfig,
+    model_path: str,
+    store_directory: str,
+    *,
+    run_id: str = "run",
+    weights_id: WeightsId = BASE_WEIGHTS,
+) -> ClusterSpec:
+    """What the engines of `config` are made from, at weights version 0."""
+    return ClusterSpec(
+        engines=config.engines,
+        scheduler=config.scheduler,
+        kvstore=config.kvstore,
+        transport=config.transport,
+        model_path=model_path,
+        store_directory=store_directory,
+        run_id=run_id,
+        weights=Weights(0, weights_id),
+        job_seed=config.seed,
+    )
+
+
+async def buckets(
+    weights: AsyncIterable[tuple[str, Any]], bucket_bytes: int
+) -> AsyncIterator[list[NamedArray]]:
+    """Group named tensors into lists of about `bucket_bytes`, as numpy arrays."""
+    bucket: list[NamedArray] = []
+    filled = 0
+    async for name, tensor in weights:
+        array = tensor if isinstance(tensor, np.ndarray) else _to_numpy(tensor)
+        if bucket and filled + array.nbytes > bucket_bytes:
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append((name, array))
+        filled += array.nbytes
+    if bucket:
+        yield bucket
+
+
+async def _as_async(
+    items: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]],
+) -> AsyncIterator[tuple[str, Any]]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+def _to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
+    """A host copy of a torch tensor; bfloat16, which numpy lacks, is widened exactly."""
+    host = tensor.detach().cpu()
+    return np.asarray(host.float().numpy() if host.is_floating_point() else host.numpy())

@@ -1,0 +1,127 @@
+"""`RolloutBackend`: the rollout backend for an ordinary, synchronous training loop.
+
+It runs an AsyncRolloutBackend on an event loop in a thread of its own; every method waits for its twin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rollout.async_backend import AsyncRolloutBackend
+from rollout.config import RunConfig
+from rollout.controller import Running
+from rollout.metrics import KVBytes
+from rollout.tasks import Task
+from rollout.types import Trajectory
+
+T = TypeVar("T")
+
+
+class RolloutBackend:
+    """`with RolloutBackend(config) as backend: trajectories = backend.generate(tasks)`."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._backend = AsyncRolloutBackend(config)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollout", daemon=True)
+
+    def __enter__(self) -> RolloutBackend:
+        self._thread.start()
+        try:
+            self._call(self._backend.start())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop everything this backend started. Idempotent."""
+        if not self._thread.is_alive():
+            return
+        try:
+            self._call(self._backend.close())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def generate(self, tasks: Sequence[Task]) -> list[Trajectory]:
+        """Play each task `task.group_size` times; trajectories in the order of tasks and samples."""
+        return self._call(self._backend.generate(tasks))
+
+    def stream(self, tasks: Sequence[Task]) -> Iterator[Trajectory]:
+        """The same, each trajectory as soon as it ends; leaving early ends what still runs."""
+        trajectories = self._backend.stream(tasks)
+        try:
+            while (trajectory := self._call(_next(trajectories))) is not None:
+                yield trajectory
+        finally:
+            self._call(_close(trajectories))
+
+    def submit(self, task: Task) -> list[str]:
+        """Begin to play one task's group; returns the trajectory ids for `result` and `abort`."""
+
+        async def submit() -> list[str]:
+            return self._backend.submit(task)
+
+        return self._call(submit())
+
+    def result(self, trajectory_id: str, deadline_s: float | None = None) -> Trajectory:
+        """The trajectory of a submitted sample, once it ends. Each is handed out once."""
+        return self._call(self._backend.result(trajectory_id, deadline_s))
+
+    def abort(self, trajectory_id: str) -> None:
+        """End a running trajectory; it comes back truncated, with what it has."""
+        self._call(self._backend.abort(trajectory_id))
+
+    def update_weights(self, version: int, weights: Iterable[tuple[str, Any]]) -> None:
+        """Load new weights into every engine from (name, tensor) pairs; see AsyncRolloutBackend."""
+        self._call(self._backend.update_weights(version, weights))
+
+    def pause(self) -> None:
+        """Start no further turn; returns when the running ones are through."""
+        self._call(self._backend.pause())
+
+    def resume(self) -> None:
+        self._call(self._backend.resume())
+
+    def metrics(self) -> Mapping[str, float]:
+        """What the backend holds and has done since the start, as flat slash-named figures."""
+        return self._call(self._backend.metrics())
+
+    def kv_bytes(self) -> KVBytes:
+        """KV bytes moved through the nodes' storage NICs since the start."""
+        return self._call(self._backend.kv_bytes())
+
+    @property
+    def running(self) -> list[Running]:
+        """Trajectories under way, oldest first."""
+        return self._backend.running
+
+    @property
+    def weights_version(self) -> int:
+        return self._backend.weights_version
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+async def _next(trajectories: AsyncIterator[Trajectory]) -> Trajectory | None:
+    return await anext(trajectories, None)
+
+
+async def _close(trajectories: AsyncIterator[Trajectory]) -> None:
+    close = getattr(trajectories, "aclose", None)
+    if close is not None:
+        await close()

@@ -1,0 +1,159 @@
+"""Composing a RunConfig: Hydra merges the files of conf/ with overrides, pydantic judges the result.
+
+Both libraries' errors leave here as a UserError of one line that names the key and the value. Another
+Hydra application's state is put back as it was. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from rollout.config import RunConfig
+from rollout.errors import UserError
+
+CONF_DIR = Path(__file__).parent / "conf"
+
+
+def load_config(overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of conf/ with Hydra `overrides`, or a UserError of one line."""
+    for override in overrides:
+        _refuse_hydra_settings(override)
+    return _judge(_compose(list(overrides)))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration, every value resolved."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def _compose(overrides: list[str]) -> object:
+    """Plain dicts, lists and scalars, resolved."""
+    try:
+        with warnings.catch_warnings(), _own_hydra():
+            warnings.filterwarnings("error", message=".* is not available", category=UserWarning)
+            composed = compose("config", overrides=overrides)
+            return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingConfigException as error:
+        raise UserError(_missing_option(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_hydra_line(error)) from error
+    except UserWarning as error:
+        raise UserError(f"hydra.searchpath: {_one_line(str(error))}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"a configuration file is not YAML: {_one_line(str(error))}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        # Hydra does not check that the choice of a group is a name, and trips over it later.
+        raise UserError(f"bad override among {overrides}: {_one_line(str(error))}") from error
+
+
+def _refuse_hydra_settings(override: str) -> None:
+    """Hydra only composes here; a setting of its jobs, folders or logs would be ignored silently."""
+    key = override.lstrip("+~").partition("=")[0]
+    if key.startswith("hydra") and key != "hydra.searchpath":
+        raise UserError(f"{key} has no effect here; of Hydra's own keys only hydra.searchpath has")
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra set up on conf/, whoever else in this process has set it up; their state comes back."""
+    others = Singleton.get_state() if GlobalHydra.instance().is_initialized() else None
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF_DIR.resolve()), job_name="rollout", version_base="1.3"):
+            yield
+    finally:
+        if others is not None:
+            Singleton.set_state(others)
+
+
+def _judge(composed: object) -> RunConfig:
+    adapter = TypeAdapter(RunConfig)
+    try:
+        # JSON is where pydantic's strict mode takes a list for a tuple and yet no "3" for a 3.
+        return adapter.validate_json(json.dumps(composed), strict=True)
+    except ValidationError as error:
+        raise UserError(_pydantic_line(error)) from error
+
+
+def _pydantic_line(error: ValidationError) -> str:
+    errors = error.errors(include_url=False)
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return _field_line(errors[0]) + more
+
+
+def _field_line(error: ErrorDetails) -> str:
+    """One field's error: its key, its value, and what would be right."""
+    key = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    match error["type"]:
+        case "value_error":  # a dataclass's own check: it names its field and the value
+            return message if not key or message.startswith(key) else f"{key}.{message}"
+        case "unexpected_keyword_argument":
+            return f"unknown key {key}{_suggestion(key)}"
+        case "missing":
+            return f"{key} is missing; give {key}=<value>"
+    message = message.removeprefix("Input should be ")
+    return f"{key} must be {message}, got {_shown(error['input'])}"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    """A group has no such option; Hydra knows which there are."""
+    wanted = error.missing_cfg_file or ""
+    group, _, option = wanted.rpartition("/")
+    if not group or not error.options:
+        return _one_line(str(error))
+    return f"{group}={option}: no such choice; {group} is one of {', '.join(error.options)}"
+
+
+def _hydra_line(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, HydraException) else error
+    key = getattr(cause, "full_key", None)
+    if key and "is not in struct" in str(cause):
+        return f"unknown key {key}{_suggestion(key)}"
+    lines = str(error).splitlines()
+    if isinstance(error, OverrideParseException):
+        what = [line for line in lines if not line.startswith(("See ", "Error parsing"))]
+        return f"cannot read the override {error.override!r}, want key=value: {'; '.join(what)}"
+    if "multirun" in str(error):
+        return f"{lines[0]}; one value a key: write a list as key=[a,b], a text as key='\"a,b\"'"
+    return _one_line(str(error))
+
+
+def _suggestion(key: str) -> str:
+    """The key that was meant, or those that stand where `key` was looked for."""
+    parent, _, name = key.rpartition(".")
+    node = _compose([])
+    for part in parent.split(".") if parent else ():
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        return ""
+    known = [str(each) for each in node if each != name]
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {parent + '.' if parent else ''}{close[0]}?"
+    return f"; {parent or 'the top level'} has {', '.join(known)}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

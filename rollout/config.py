@@ -1,0 +1,179 @@
+"""The whole configuration of a run: meaning and bounds, no values.
+
+The values live in conf/; the parts belong to the rooms that use them, and this file composes them.
+Nothing below the entry point sees anything but these frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from engines.config import EnginesConfig, SchedulerConfig, require_above, require_at_least
+from engines.types import SamplingParams
+from kvstore.config import StoreConfig
+from rollout.trainer_config import TrainerConfig
+from rollout.warm_start_config import WarmStartConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The model that plays the agents: one on disk, or a tiny one the run makes. Exactly one of them."""
+
+    path: str | None
+    """A local Hugging Face folder, or a hub name, of a causal LM. null: the run makes its own."""
+    warm_start: WarmStartConfig | None
+    """How the run trains its own tiny model before the first step. null: take the one at `path`."""
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.warm_start is None:
+            raise ValueError("path must name a model unless model=warm_start makes one, got null")
+        if self.path is not None and self.warm_start is not None:
+            raise ValueError(f"path must be null where model.warm_start makes the model, got {self.path}")
+        if self.path == "":
+            raise ValueError("path must be a folder or a hub name, got an empty text")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskConfig:
+    """What the agents do, how many of them at a time, and where each of them must stop."""
+
+    environment: Literal["word_problems", "chain_arithmetic"]
+    """How tasks are played where their file does not say. `word_problems`: problems in words, with a
+    calculator. `chain_arithmetic`: expressions for a tiny model, one operation a calculator call."""
+    path: str | None
+    """A JSONL file of tasks. null: the bundled ones, or generated ones for `chain_arithmetic`."""
+    prompts_per_step: int
+    """Tasks in one rollout step."""
+    group_size: int
+    """Trajectories of each task: the group its baseline is taken over."""
+    max_turns: int
+    """Most model calls of a trajectory."""
+    max_context_tokens: int
+    """Most tokens of a trajectory's context; a turn that would not fit is not started."""
+    wall_time_s: float
+    """Longest a trajectory may take."""
+    turn_deadline_s: float
+    """Longest one model call may take, retries included."""
+    tool_timeout_s: float
+    """Longest one tool call may take."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "prompts_per_step", "group_size", "max_turns")
+        require_at_least(self, 2, "max_context_tokens")
+        require_above(self, 0, "wall_time_s", "turn_deadline_s", "tool_timeout_s")
+
+    @property
+    def trajectories_per_step(self) -> int:
+        return self.prompts_per_step * self.group_size
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How output tokens are drawn; bounds and the meaning of a logprob are those of SamplingParams."""
+
+    max_tokens: int
+    """Most output tokens of one turn."""
+    temperature: float
+    """0 takes the most likely token."""
+    top_p: float
+    """Share of probability kept; 1 keeps all."""
+    top_k: int
+    """Tokens kept; 0 keeps all."""
+    min_p: float
+    """Least probability kept, as a share of the likeliest token's; 0 keeps all."""
+    stop_strings: tuple[str, ...]
+    """Texts that end a turn, beside those its environment names."""
+
+    def __post_init__(self) -> None:
+        self.params()
+
+    def params(self) -> SamplingParams:
+        """The same, as the engines take it: no stop ids yet, and the job's seed."""
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            stop_strings=self.stop_strings,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorConfig:
+    """Where the run's numbers go beside its own metrics.jsonl."""
+
+    wandb: Literal["offline", "online", "off"]
+    """`offline` writes run_dir/wandb and needs no account; `online` sends; `off` does neither."""
+    project: str
+    """W&B project."""
+    name: str | None
+    """Name of the run in W&B. null: the last part of run_dir."""
+
+
+@dataclass(frozen=True, slots=True)
+class RayConfig:
+    """Which Ray the run uses and how many workers play the agents."""
+
+    address: str | None
+    """A running cluster to join, host:port or `auto`. null: start one on loopback and stop it at the end."""
+    agent_workers: int
+    """Actors the agents are spread over."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "agent_workers")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One run. Built by rollout.load_config, which forbids keys that are not here."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    job: Literal["train", "rollout"]
+    """`train`: rollout, GRPO step, weight push, and again; then a last rollout. `rollout`: one rollout
+    step, no trainer."""
+    run_dir: str
+    """Folder the run writes; made if it is not there."""
+    overwrite: bool
+    """Whether a finished run in run_dir may be replaced."""
+    resume: str | None
+    """A run_dir whose last checkpoint to go on from. null: start from the model."""
+    seed: int
+    """Seed of sampling, of generated tasks and of the trainer."""
+    num_agents: int | None
+    """Most agents at work at once. null: all of a step."""
+    experiment: str | None
+    """Name of the experiment whose differences are applied; for information."""
+    model: ModelConfig
+    """The model that plays the agents."""
+    task: TaskConfig
+    """What the agents do."""
+    sampling: SamplingConfig
+    """How output tokens are drawn."""
+    engines: EnginesConfig
+    """The prefill and decode engines."""
+    kvstore: StoreConfig
+    """Where KV blocks live between turns."""
+    transport: Literal["shm"]
+    """How KV moves between nodes: `shm` is shared memory on one host."""
+    scheduler: SchedulerConfig
+    """How turns are placed."""
+    trainer: TrainerConfig
+    """How the model learns."""
+    monitor: MonitorConfig
+    """Where numbers go."""
+    ray: RayConfig
+    """Which Ray is used."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "seed")
+        require_at_least(self, 1, "num_agents")
+        if not self.run_dir:
+            raise ValueError("run_dir must be a folder's path, got an empty text")
+        if self.sampling.max_tokens >= self.task.max_context_tokens:
+            raise ValueError(
+                f"sampling.max_tokens must be < task.max_context_tokens="
+                f"{self.task.max_context_tokens}, got {self.sampling.max_tokens}"
+            )

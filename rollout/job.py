@@ -1,0 +1,260 @@
+"""Runs a job from a judged configuration: rollout steps, training steps between them, and the records.
+
+    train      rollout at version 0, GRPO step, push, rollout at version 1, ..., a last rollout
+    rollout    one rollout step, no trainer
+
+It wires the parts together and decides the order of things, nothing else. A rollout step's JCT counts from
+its first start to its last finish; starting, training and pushing weights are timed apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from engines.errors import EngineError
+from kvstore.errors import KvStoreError
+from rollout import __version__
+from rollout.actors import RayCluster
+from rollout.async_backend import AsyncRolloutBackend
+from rollout.chain_arithmetic import make_tasks
+from rollout.compose import to_yaml
+from rollout.config import RunConfig
+from rollout.errors import RolloutError
+from rollout.metrics import StepSummary, series, summarise_job, summarise_step
+from rollout.monitor import Monitor
+from rollout.progress import Progress, SlowestNow, StepState
+from rollout.records import TrajectoryWriter
+from rollout.report import print_report
+from rollout.run_dir import RunDir
+from rollout.tasks import Task, bundled_tasks_path, load_tasks, step_tasks
+from rollout.trainer_group import TrainerGroup
+from rollout.types import Trajectory
+from rollout.warm_start import WarmStartProgress, warm_start
+
+_PACKAGES = ("torch", "transformers", "ray", "deepspeed")
+_NUM_GENERATED_TASKS = 4096
+_PROGRESS_EVERY_S = 0.5
+
+
+def run_job(config: RunConfig) -> int:
+    """Run the job to its end; returns the exit code. Raises RolloutError with one line."""
+    if config.resume is not None:
+        config = replace(config, run_dir=config.resume)
+    try:
+        asyncio.run(_run(config))
+    except (EngineError, KvStoreError) as error:
+        raise RolloutError(" ".join(str(error).split())) from error
+    return 0
+
+
+async def _run(config: RunConfig) -> None:
+    async with AsyncExitStack() as stack:
+        run_dir = stack.enter_context(
+            RunDir.open(config.run_dir, overwrite=config.overwrite, resume=config.resume is not None)
+        )
+        run_dir.write_config(to_yaml(config))
+        progress = stack.enter_context(Progress.open(sys.stderr))
+        monitor = stack.enter_context(Monitor.open(run_dir, config.monitor, asdict(config)))
+        desk = _Desk(config, run_dir, progress, monitor)
+        if config.model.warm_start is not None:
+            desk.config = _with_warm_model(desk)
+        async with _players(desk) as (backend, trainer):
+            await _run_steps(desk, backend, trainer)
+        summary = summarise_job(
+            desk.steps, job=config.job, seed=config.seed, timing_s=desk.timing_s, versions=_versions()
+        )
+        run_dir.write_summary(summary)
+        monitor.finish(summary)
+    print_report(summary, run_dir)
+
+
+@dataclass(slots=True)
+class _Desk:
+    """What every part of a job needs at hand, and what it has measured so far."""
+
+    config: RunConfig
+    run_dir: RunDir
+    progress: Progress
+    monitor: Monitor
+    steps: list[StepSummary] = field(default_factory=list)
+    timing_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_train_steps(self) -> int:
+        return self.config.trainer.steps if self.config.job == "train" else 0
+
+    @contextmanager
+    def timed(self, name: str, text: str) -> Iterator[None]:
+        """Say what begins, and add its seconds to what stands beside the JCT."""
+        self.progress.phase(text)
+        started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timing_s[name] = self.timing_s.get(name, 0.0) + time.monotonic() - started_s
+
+
+# -- before the first step -----------------------------------------------------------------------------
+
+
+def _with_warm_model(desk: _Desk) -> RunConfig:
+    """Make and warm-start the run's own tiny model; the configuration that names it."""
+    # transformers, which building a model needs, is not worth its import to other jobs.
+    from rollout.char_model import make_char_model
+
+    config, folder = desk.config, desk.run_dir.path / "model"
+    assert config.model.warm_start is not None
+    if config.resume is None or not folder.is_dir():
+        with desk.timed("warm_start", "training the tiny model's warm start"):
+            make_char_model(folder, config.seed)
+            done = warm_start(folder, config.model.warm_start, config.seed, _warm_progress(desk))
+        desk.progress.phase(f"warm start: {done.steps} steps, loss {done.loss:.3f}, {done.seconds:.0f} s")
+    return replace(config, model=replace(config.model, path=str(folder), warm_start=None))
+
+
+def _warm_progress(desk: _Desk) -> Callable[[WarmStartProgress], None]:
+    def show(state: WarmStartProgress) -> None:
+        if state.steps_done % 50 == 0:
+            desk.progress.phase(
+                f"warm start: step {state.steps_done}/{state.steps_total}, loss {state.loss:.3f}"
+            )
+
+    return show
+
+
+@asynccontextmanager
+async def _players(desk: _Desk) -> AsyncIterator[tuple[AsyncRolloutBackend, TrainerGroup | None]]:
+    """The engines with their agent workers, and the trainer if the job has one."""
+    config = desk.config
+    with desk.timed("start", "starting Ray, engines and agent workers"):
+        backend = AsyncRolloutBackend(config)
+        await backend.start()
+    ray = RayCluster(None, num_nodes=0, start_deadline_s=config.engines.start_deadline_s)
+    try:
+        trainer = None
+        if desk.num_train_steps > 0:
+            assert config.model.path is not None
+            with desk.timed("start", "starting the trainer"):
+                trainer = await TrainerGroup.start(
+                    ray.spawn, config.trainer, config.model.path, seed=config.seed
+                )
+        yield backend, trainer
+    finally:
+        ray.close()
+        await backend.close()
+
+
+# -- the steps -----------------------------------------------------------------------------------------
+
+
+async def _run_steps(desk: _Desk, backend: AsyncRolloutBackend, trainer: TrainerGroup | None) -> None:
+    tasks = _tasks(desk.config)
+    first_step = await _resume(desk, backend, trainer)
+    with TrajectoryWriter(desk.run_dir.trajectories, first_step) as writer:
+        for step in range(first_step, desk.num_train_steps + 1):
+            chosen = step_tasks(tasks, step, desk.config.task.prompts_per_step, desk.config.seed)
+            trajectories = await _rollout(desk, backend, step, chosen, writer)
+            if trainer is not None and step < desk.num_train_steps:
+                await _train(desk, backend, trainer, step, trajectories)
+
+
+async def _resume(desk: _Desk, backend: AsyncRolloutBackend, trainer: TrainerGroup | None) -> int:
+    """The step to begin with; a resumed run's engines get the checkpoint's weights first."""
+    if desk.config.resume is None or trainer is None:
+        return 0
+    with desk.timed("resume", f"resuming from {desk.run_dir.checkpoints}"):
+        step, weights_version = await trainer.load(str(desk.run_dir.checkpoints))
+        await backend.update_weights(weights_version, trainer.weights())
+    return step
+
+
+async def _rollout(
+    desk: _Desk,
+    backend: AsyncRolloutBackend,
+    step: int,
+    tasks: list[Task],
+    writer: TrajectoryWriter,
+) -> list[Trajectory]:
+    """One rollout step: play, record, measure. What has ended is recorded even if the step is cut short."""
+    before = await backend.kv_bytes()
+    done: list[Trajectory] = []
+    watcher = asyncio.create_task(_watch(desk, backend, step, done))
+    try:
+        async for trajectory in backend.stream(tasks):
+            done.append(trajectory)
+    finally:
+        watcher.cancel()
+        writer.append(step, done)
+    await backend.settled()
+    moved = await backend.kv_bytes() - before
+    desk.steps.append(summarise_step(done, step, backend.weights_version, moved))
+    desk.monitor.log(series(desk.steps[-1]), step=step)
+    return done
+
+
+async def _watch(desk: _Desk, backend: AsyncRolloutBackend, step: int, done: list[Trajectory]) -> None:
+    """Show the step's state now and then, until cancelled."""
+    config, started_s = desk.config, time.monotonic()
+    while True:
+        running = backend.running
+        oldest = min(running, key=lambda r: r.started_s, default=None)
+        slowest = None
+        if oldest is not None:
+            running_s = time.monotonic() - started_s - oldest.started_s
+            slowest = SlowestNow(oldest.trajectory_id, "a turn", running_s)
+        desk.progress.step(
+            StepState(
+                step=step,
+                num_steps=desk.num_train_steps + 1,
+                num_trajectories=config.task.trajectories_per_step,
+                num_done=len(done),
+                num_running=len(running),
+                num_turns=sum(len(trajectory.turns) for trajectory in done),
+                slowest=slowest,
+            )
+        )
+        await asyncio.sleep(_PROGRESS_EVERY_S)
+
+
+async def _train(
+    desk: _Desk,
+    backend: AsyncRolloutBackend,
+    trainer: TrainerGroup,
+    step: int,
+    trajectories: list[Trajectory],
+) -> None:
+    """One GRPO step, the new weights into the engines, and a checkpoint if one is due."""
+    config = desk.config
+    with desk.timed("train", f"training step {step + 1}/{desk.num_train_steps}"):
+        metrics = await trainer.train_step(trajectories, config.sampling.temperature)
+    desk.monitor.log(metrics.as_dict(), step=step)
+    with desk.timed("update_weights", f"pushing weights version {backend.weights_version + 1}"):
+        await backend.update_weights(backend.weights_version + 1, trainer.weights())
+    every = config.trainer.save_every_steps
+    if every and (step + 1) % every == 0:
+        with desk.timed("checkpoint", f"saving a checkpoint of step {step + 1}"):
+            await trainer.save(
+                str(desk.run_dir.checkpoints), step=step + 1, weights_version=backend.weights_version
+            )
+
+
+def _tasks(config: RunConfig) -> list[Task]:
+    """The job's task set: the user's, the bundled one, or generated problems for the tiny model."""
+    if config.task.path is not None:
+        return load_tasks(Path(config.task.path))
+    if config.task.environment == "chain_arithmetic":
+        return make_tasks(config.seed, _NUM_GENERATED_TASKS)
+    return load_tasks(bundled_tasks_path())
+
+
+def _versions() -> dict[str, str]:
+    own = {"dualpath-rollout": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in _PACKAGES}

@@ -1,0 +1,77 @@
+"""Looks at everything a job needs before anything is started, so that bad input costs one line.
+
+It opens the model's configuration, the task file and the machine's memory figures; it starts nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rollout.config import RunConfig
+from rollout.errors import UserError
+from rollout.tasks import load_tasks
+
+FETCHED_MODEL = "models/smollm2-135m-instruct"
+"""What scripts/fetch_model makes and conf/model/smollm2.yaml names."""
+_PROCESS_BYTES = 400 << 20
+"""Resident memory of a process that has imported torch and transformers."""
+
+
+def check(config: RunConfig) -> None:
+    """Raise UserError with one line for the first thing that cannot work."""
+    _check_tasks(config)
+    if config.model.path is not None:
+        _check_model(config, config.model.path)
+
+
+def _check_tasks(config: RunConfig) -> None:
+    if config.task.path is not None:
+        load_tasks(Path(config.task.path))
+
+
+def _check_model(config: RunConfig, path: str) -> None:
+    if path == FETCHED_MODEL and not Path(path).exists():
+        raise UserError(f"model.path={path} is not there yet; run scripts/fetch_model, or give your own")
+    from engines.errors import ModelUnsupported
+    from engines.model.load import inspect_model
+
+    try:
+        model = inspect_model(path)
+    except ModelUnsupported as error:
+        raise UserError(str(error)) from error
+    if config.task.max_context_tokens > model.max_context_tokens:
+        raise UserError(
+            f"task.max_context_tokens must be at most the model's {model.max_context_tokens}, got "
+            f"{config.task.max_context_tokens}"
+        )
+    _check_memory(config, model.num_parameters_bytes)
+
+
+def _check_memory(config: RunConfig, model_bytes: int) -> None:
+    """All engines, nodes and trainer ranks share this host unless a Ray cluster is joined."""
+    if config.ray.address is not None:
+        return
+    engines = config.engines
+    num_engines = engines.num_prefill_engines + engines.num_decode_engines
+    needed = num_engines * (model_bytes + _PROCESS_BYTES)
+    needed += engines.num_decode_engines * engines.decode_kv_bytes
+    needed += (engines.prefill_nodes + engines.decode_nodes) * config.kvstore.staging_bytes
+    if config.job == "train" and config.trainer.steps > 0:
+        # Weights, gradients and two moments of AdamW, whole on each rank below ZeRO 1.
+        needed += 4 * model_bytes + config.trainer.ranks * _PROCESS_BYTES
+    available = _available_bytes()
+    if needed > available:
+        raise UserError(
+            f"{num_engines} engines and their buffers need about {needed / 1e9:.1f} GB of memory, "
+            f"{available / 1e9:.1f} GB are free; lower engines.decode_engines_per_node, "
+            "engines.decode_kv_bytes or kvstore.staging_bytes"
+        )
+
+
+def _available_bytes() -> int:
+    """Memory the kernel says new processes could have."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    raise UserError("/proc/meminfo does not tell MemAvailable; this needs Linux")

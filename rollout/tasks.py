@@ -1,0 +1,128 @@
+"""The task set: what each agent is asked, and the answer its reward is judged by.
+
+A task file is JSONL. Each line is an object with `prompt` and `answer` (a string or a number), and
+optionally `id` and `environment`; other keys are left alone. This file checks such files and deals
+tasks out to steps; how a task is played is the environment's affair.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from rollout.errors import UserError
+
+ENVIRONMENTS: tuple[str, ...] = ("word_problems", "chain_arithmetic")
+"""The names `make_environment` knows."""
+
+
+class TaskFileError(UserError, ValueError):
+    """A task file that cannot be used; one line says where it is wrong. Nothing was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem; a group of agents attempts it."""
+
+    task_id: str
+    prompt: str
+    answer: str
+    environment: str = "word_problems"
+
+
+def bundled_tasks_path() -> Path:
+    """The arithmetic problems that ship with the package."""
+    return Path(str(resources.files("rollout") / "data" / "arithmetic.jsonl"))
+
+
+def load_tasks(path: Path) -> list[Task]:
+    """Read a task file; raise TaskFileError at its first bad line."""
+    tasks: list[Task] = []
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        task = _parse(line, number, f"task file {path} line {number}")
+        if task.task_id in line_of:
+            raise TaskFileError(
+                f'task file {path} line {number}: "id" {task.task_id!r} is taken by line '
+                f"{line_of[task.task_id]}; ids must differ"
+            )
+        line_of[task.task_id] = number
+        tasks.append(task)
+    if not tasks:
+        raise TaskFileError(
+            f'task file {path} is empty; give one JSON object with "prompt" and "answer" a line'
+        )
+    return tasks
+
+
+def step_tasks(tasks: Sequence[Task], step: int, prompts_per_step: int, seed: int) -> list[Task]:
+    """The tasks of `step`: each epoch walks through all of them in its own seeded order.
+
+    A step that straddles two epochs, or is larger than the set, may hold a task twice.
+    """
+    first = step * prompts_per_step
+    chosen = []
+    for epoch in range(first // len(tasks), (first + prompts_per_step - 1) // len(tasks) + 1):
+        order = list(tasks)
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        start = epoch * len(tasks)
+        chosen += order[max(first - start, 0) : first + prompts_per_step - start]
+    return chosen
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise TaskFileError(f"task file {path} does not exist; set task.path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskFileError(f"task file {path} cannot be read: {error}") from error
+
+
+def _parse(line: str, number: int, where: str) -> Task:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TaskFileError(f"{where}: not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise TaskFileError(f"{where}: must be a JSON object, got {line.strip()[:40]!r}")
+    environment = _text(record, "environment", where, default="word_problems")
+    if environment not in ENVIRONMENTS:
+        known = ", ".join(ENVIRONMENTS)
+        raise TaskFileError(f'{where}: "environment" {environment!r} is unknown; known ones: {known}')
+    return Task(
+        task_id=_text(record, "id", where, default=f"line-{number}", number=True),
+        prompt=_text(record, "prompt", where),
+        answer=_text(record, "answer", where, number=True),
+        environment=environment,
+    )
+
+
+def _text(
+    record: dict[str, object],
+    key: str,
+    where: str,
+    *,
+    default: str | None = None,
+    number: bool = False,
+) -> str:
+    """A text of the record; `number` lets an int or a float stand for its text."""
+    if key not in record:
+        if default is None:
+            raise TaskFileError(f'{where}: "{key}" is missing')
+        return default
+    value = record[key]
+    if number and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        wanted = "a string or a number" if number else "a string"
+        raise TaskFileError(f'{where}: "{key}" must be {wanted}, got {json.dumps(value)[:40]}')
+    if not value.strip():
+        raise TaskFileError(f'{where}: "{key}" is empty')
+    return value

@@ -1,0 +1,115 @@
+"""`python -m rollout` as a person meets it: quick answers, one clear line, nothing half-started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "ray", "transformers", "deepspeed", "wandb")
+DEADLINE_S = 60
+
+# Runs a statement, then says on standard error which heavy modules it loaded.
+SPY = """
+import sys
+try:
+    {statement}
+finally:
+    print("loaded:", *(name for name in {heavy!r} if name in sys.modules), file=sys.stderr)
+"""
+
+
+def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+
+def loaded_by(statement: str, cwd: Path) -> list[str]:
+    done = run_python("-c", SPY.format(statement=statement, heavy=HEAVY), cwd=cwd)
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("loaded:"), done.stderr
+    return line.split()[1:]
+
+
+def fastest_s(*arguments: str, cwd: Path) -> float:
+    """Wall time of the best of three: the machine may be busy."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert run_python(*arguments, cwd=cwd).returncode == 0
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]])
+def test_a_question_is_answered_in_under_two_seconds(flags, tmp_path):
+    assert fastest_s("-m", "rollout", *flags, cwd=tmp_path) < 2
+
+
+def test_the_import_takes_under_half_a_second(tmp_path):
+    bare_s = fastest_s("-c", "pass", cwd=tmp_path)
+    assert fastest_s("-c", "import rollout", cwd=tmp_path) - bare_s < 0.5
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import rollout",
+        "import rollout; rollout.load_config(['seed=1'])",
+        "import rollout; rollout.Trajectory, rollout.StopReason, rollout.SamplingParams, rollout.RunConfig",
+        "from rollout.__main__ import main; main(['--help'])",
+        "from rollout.__main__ import main; main(['--cfg', 'job'])",
+        "from rollout.__main__ import main; main(['seed=x'])",
+    ],
+)
+def test_nothing_heavy_is_loaded_by(statement, tmp_path):
+    assert loaded_by(statement, tmp_path) == []
+
+
+def test_the_spy_sees_a_heavy_import(tmp_path):
+    assert "torch" in loaded_by("import torch", tmp_path)
+
+
+def test_help_names_every_group_with_its_choices(tmp_path):
+    text = run_python("-m", "rollout", "--help", cwd=tmp_path).stdout
+    for choice in ("memory | ssd", "smoke | tiny_rl", "wandb_offline | wandb_online", "train | rollout"):
+        assert choice in text
+
+
+def test_cfg_prints_the_overridden_configuration(tmp_path):
+    done = run_python("-m", "rollout", "--cfg", "job", "task.group_size=7", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "  group_size: 7\n" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["task.grop_size=3"], ["task.grop_size", "task.group_size"]),
+        (["seed=soon"], ["seed", "soon", "integer"]),
+        (["job=sleep"], ["job", "sleep", "'train' or 'rollout'"]),
+        (["kvstore=tape"], ["kvstore=tape", "memory, ssd"]),
+        (["task.group_size"], ["task.group_size", "key=value"]),
+        (["--frobnicate"], ["--frobnicate", "--help"]),
+        (["--cfg", "everything"], ["everything", "job"]),
+        (["--cfg", "job", "seed=-1"], ["seed", ">= 0", "-1"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_starts_nothing(arguments, words, tmp_path):
+    done = run_python("-m", "rollout", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rollout: error: ")
+    for word in words:
+        assert word in line
+    assert list(tmp_path.iterdir()) == []
