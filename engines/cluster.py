@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol
 from engines.client import ClientParts
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.model.runner import NamedArray
-from engines.processes import DecodeProcess, NodeProcess, PrefillProcess
+from engines.node import NodeProcess
+from engines.processes import DecodeProcess, PrefillProcess
 from engines.scheduler import Scheduler
 from engines.types import EngineId, EngineInfo, EngineRole, NodeBytes, NodeId, TokenCounts, Weights
 from kvstore.config import StoreConfig

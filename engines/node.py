@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from engines.types import BlockLoad, BlockPersist, NodeBytes, NodeId, ReadSide
+from kvstore.config import StoreConfig
 from kvstore.keys import WeightsId
 from kvstore.layout import BlockLayout
+from kvstore.open_store import open_store
 from kvstore.staging import StagingHandle, StagingMemory
 from kvstore.store import (
     BlockLocation,
@@ -98,3 +101,14 @@ class NodeAgent:
     ) -> list[R]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, function, batch, deadline_s)
+
+
+class NodeProcess(NodeAgent):
+    """A node agent with its staging memory and its store."""
+
+    def __init__(
+        self, node_id: NodeId, config: StoreConfig, layout: BlockLayout, directory: str, writer_id: str
+    ) -> None:
+        staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
+        store = open_store(config, layout, directory=Path(directory), writer_id=writer_id)
+        super().__init__(node_id, store, staging)

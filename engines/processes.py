@@ -1,12 +1,11 @@
 """What runs in the engines' processes: the plain classes with their real resources opened.
 
-Each class here is one process: it loads the model, opens the store or makes the staging memory in its
-constructor, so that nothing big ever crosses a process border.
+Each class here is one process: it loads the model in its constructor, so that nothing big ever crosses a
+process border. The node agent's process is in engines.node: it needs no torch.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,24 +15,9 @@ from engines.decode import DecodeEngine
 from engines.model.load import load_model
 from engines.model.tokenizer import load_tokenizer
 from engines.model.transformers_runner import TransformersRunner
-from engines.node import NodeAgent
 from engines.prefill import PrefillEngine
-from engines.types import EngineId, NodeId, Weights
-from kvstore.config import StoreConfig
-from kvstore.layout import BlockLayout
-from kvstore.open_store import open_store, open_transport
-from kvstore.staging import StagingMemory
-
-
-class NodeProcess(NodeAgent):
-    """A node agent with its staging memory and its store."""
-
-    def __init__(
-        self, node_id: NodeId, config: StoreConfig, layout: BlockLayout, directory: str, writer_id: str
-    ) -> None:
-        staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
-        store = open_store(config, layout, directory=Path(directory), writer_id=writer_id)
-        super().__init__(node_id, store, staging)
+from engines.types import EngineId, Weights
+from kvstore.open_store import open_transport
 
 
 class PrefillProcess(PrefillEngine):

@@ -13,6 +13,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from typing import Any
 
 import ray
@@ -37,6 +38,21 @@ _ENVIRONMENT = {
 }
 
 
+class ActorHost:
+    """What every actor is: a process that holds one object and calls its methods.
+
+    The object's class is imported there and nowhere else, so that holding a proxy of an engine does not
+    cost an agent worker the import of torch. Coroutines share the event loop; a plain method has it alone.
+    """
+
+    def __init__(self, module: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._object = getattr(import_module(module), name)(*args, **kwargs)
+
+    async def call(self, method: str, *args: object, **kwargs: object) -> Any:
+        result = getattr(self._object, method)(*args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+
 class Proxy:
     """Calls a remote object's methods; picklable. Satisfies the Protocols of engines.peers."""
 
@@ -47,11 +63,10 @@ class Proxy:
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         if method.startswith("_"):
             raise AttributeError(method)
-        remote = getattr(self._handle, method)
 
         async def call(*args: object, **kwargs: object) -> Any:
             try:
-                answer = asyncio.ensure_future(remote.remote(*args, **kwargs))
+                answer = asyncio.ensure_future(self._handle.call.remote(method, *args, **kwargs))
                 # Cancelling the caller must not wait for the actor, so the answer is left to itself.
                 answer.add_done_callback(_look_at)
                 # Not wait_for: before Python 3.12 it may swallow a cancellation.
@@ -106,8 +121,10 @@ class RayCluster:
 
     async def spawn(self, cls: type, *args: object, name: str, node: NodeId | None, **kwargs: object) -> Any:
         """Start `cls(*args, **kwargs)` as an actor; returns its Proxy once its constructor is through."""
-        options = self._options(cls, await self._group(node) if node else None)
-        handle: Any = ray.remote(cls).options(**options).remote(*args, **kwargs)
+        options = self._options(await self._group(node) if node else None)
+        # A class of its own, so that the process shows what it is.
+        host: Any = ray.remote(type(cls.__name__, (ActorHost,), {}))
+        handle = host.options(**options).remote(cls.__module__, cls.__name__, args, kwargs)
         self._actors.append(handle)
         try:
             await asyncio.wait_for(handle.__ray_ready__.remote(), self._start_deadline_s)
@@ -136,11 +153,12 @@ class RayCluster:
         if self._started_ray:
             ray.shutdown()
 
-    def _options(self, cls: type, group: PlacementGroup | None) -> dict[str, Any]:
-        options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": _actor_environment()}}
-        if inspect.getmembers(cls, inspect.iscoroutinefunction):
-            # Calls share one event loop; a class without coroutines runs one call at a time.
-            options["max_concurrency"] = _NO_CONCURRENCY_LIMIT
+    def _options(self, group: PlacementGroup | None) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "max_concurrency": _NO_CONCURRENCY_LIMIT,
+            "runtime_env": {"env_vars": _actor_environment()},
+        }
         if group is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
         return options

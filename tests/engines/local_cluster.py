@@ -76,6 +76,6 @@ async def running_cluster(spec: ClusterSpec) -> AsyncIterator[EngineCluster]:
         lent = spec.engines.persist_slots * len(cluster.decode_engines)
         total = sum([(await node.handle()).num_slots for node in cluster.nodes.values()])
         assert figures["free_slots"] == total - lent, figures
-        assert figures["placed"] == 0 and figures["quarantined_slots"] == 0, figures
+        assert (figures["placed"], figures["quarantined_slots"]) == (0, 0), figures
     finally:
         await cluster.close()

@@ -1,4 +1,4 @@
-"""The whole path - placement, SSD, staging, layerwise prefill, hand-over, paged decode - against transformers.
+"""The whole path, placement, SSD, staging, layerwise prefill, hand-over, paged decode, against transformers.
 
 The oracle is the model's own forward with its DynamicCache, fed the same chunks at the same borders.
 Positions whose two best logits lie closer than 1e-4 are left out and counted.
@@ -79,8 +79,8 @@ async def converse(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_turn_of_mixed_conversations_equals_transformers(name: str, tmp_path: Path) -> None:
-    # Conversations of unlike lengths run together. Borders: prompts of 1 token, of whole blocks (8, 16, 24), and
-    # turns whose context ends on a block; hits of 0, 1 and many blocks.
+    # Conversations of unlike lengths run together. Borders: prompts of 1 token, of whole blocks (8, 16, 24),
+    # and turns whose context ends on a block; hits of 0, 1 and many blocks.
     path = save_tiny_model(name, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     plans = {
@@ -105,10 +105,11 @@ def test_every_turn_of_mixed_conversations_equals_transformers(name: str, tmp_pa
     results = [result for turns in conversations for result in turns]
     assert sum(o.num_close for o in oracles) <= 0.01 * sum(o.num_compared for o in oracles)
     hits = {result.hit_tokens // 8 for result in results}
-    assert 0 in hits and 1 in hits and max(hits) > 4
+    assert {0, 1} <= hits
+    assert max(hits) > 4
     prefill, decode = counts["prefill-0-0"], counts["decode-0-0"]
-    assert decode.prompt == 0 and decode.first == 0
-    assert prefill.first == len(results) and prefill.decode == 0
+    assert (decode.prompt, decode.first) == (0, 0)
+    assert (prefill.first, prefill.decode) == (len(results), 0)
     assert prefill.prompt == sum(result.prompt_tokens - result.hit_tokens for result in results)
     assert decode.decode == sum(len(result.token_ids) - 1 for result in results)
     assert peak_layers == 2
@@ -174,7 +175,8 @@ def test_a_full_pool_preempts_the_youngest_and_it_resumes_with_the_same_tokens(t
 
     roomy, _ = asyncio.run(run(100, "roomy"))
     tight, figures = asyncio.run(run(20, "tight"))
-    assert figures["preempted"] > 0 and figures["free_blocks"] == 20
+    assert figures["preempted"] > 0
+    assert figures["free_blocks"] == 20
     assert max(result.num_attempts for result in tight) > 1
     assert [result.token_ids for result in tight] == [result.token_ids for result in roomy]
     for one, other in zip(tight, roomy, strict=True):
