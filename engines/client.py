@@ -53,6 +53,7 @@ class _Turn:
     phases: PhaseSeconds = field(default_factory=PhaseSeconds)
     num_attempts: int = 0
     num_failures: int = 0
+    failed_engines: set[EngineId] = field(default_factory=set)
     hit_tokens: int = 0
     recomputed_tokens: int = 0
     first_token_s: float | None = None
@@ -129,6 +130,8 @@ class EngineClient:
             raise TurnFailed(f"{turn.request_id} was not done within {turn.deadline_s:.1f} s") from None
         except EngineFailed as error:
             turn.num_failures += 1
+            if placement is not None:
+                turn.failed_engines |= {placement.prefill_engine, placement.decode_engine}
             if turn.num_failures >= self._config.max_attempts:
                 raise TurnFailed(
                     f"{turn.request_id} failed {turn.num_failures} times, the last time: {error}"
@@ -147,6 +150,7 @@ class EngineClient:
             max_output_tokens=turn.sampling.max_tokens - len(turn.token_ids),
             weights_version=self._weights.version,
             deadline_s=min(left_s, self._config.place_deadline_s),
+            failed_engines=frozenset(turn.failed_engines),
         )
         placement = await self._scheduler.submit(request)
         turn.phases += placement.waited
@@ -180,23 +184,32 @@ class EngineClient:
         return generated.finish_reason
 
     async def _finish(self, attempt_id: RequestId, placement: Placement | None, resolved: bool) -> None:
-        """End the attempt at the scheduler; an attempt that broke is first called back everywhere."""
-        if placement is not None and not resolved:
+        """End the attempt at the scheduler; an attempt that broke is first called back everywhere.
+
+        Where no placement came back, nobody was told of the slots it may have got.
+        """
+        if placement is None:
+            resolved = True
+        elif not resolved:
             resolved = await self._call_back(placement)
         await self._scheduler.finish(attempt_id, resolved=resolved)
 
     async def _call_back(self, placement: Placement) -> bool:
-        """Whether both engines have said that they touch the attempt's slots no more."""
-        calls = (
-            self._prefill_engines[placement.prefill_engine].abort(placement.request_id),
-            self._decode_engines[placement.decode_engine].abort(placement.request_id),
-        )
-        try:
-            async with asyncio.timeout(_ABORT_S):
-                answers = await asyncio.gather(*calls, return_exceptions=True)
-        except TimeoutError:
-            return False
-        return not any(isinstance(answer, BaseException) for answer in answers)
+        """Whether both engines have said that they touch the attempt's slots no more.
+
+        Prefill first: once it has answered, nothing more is handed over.
+        """
+        resolved = True
+        for engine in (
+            self._prefill_engines[placement.prefill_engine],
+            self._decode_engines[placement.decode_engine],
+        ):
+            try:
+                async with asyncio.timeout(_ABORT_S):
+                    await engine.abort(placement.request_id)
+            except (EngineFailed, TimeoutError):
+                resolved = False
+        return resolved
 
     # -- bookkeeping ---------------------------------------------------------------------------------
 

@@ -87,7 +87,8 @@ class SchedulerConfig:
     place_deadline_s: float
     """Longest a turn waits for engines and buffers before it counts as failed."""
     pending_deadline_s: float
-    """Longest a lookup waits for a block that is still being persisted; then the block is a miss."""
+    """Longest a turn waits for a block of its prompt that another turn is computing or persisting; then
+    the block is a miss."""
     max_attempts: int
     """Times a turn is tried before its trajectory ends with an engine error."""
 

@@ -42,7 +42,10 @@ class EngineLoop:
         self._inbox.put(message)
 
     async def call(self, function: Callable[[], T], deadline_s: float) -> T:
-        """Run `function` on the loop's thread and return what it returned."""
+        """Run `function` on the loop's thread and return what it returned.
+
+        It runs even if the caller does not wait for it any more.
+        """
         future: Future[T] = Future()
 
         def message() -> None:
@@ -54,7 +57,7 @@ class EngineLoop:
         self.post(message)
         try:
             async with asyncio.timeout(deadline_s):
-                return await asyncio.wrap_future(future)
+                return await asyncio.shield(asyncio.wrap_future(future))
         except TimeoutError:
             raise EngineFailed(f"{self._name} did not answer within {deadline_s} s") from None
 

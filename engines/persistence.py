@@ -91,7 +91,7 @@ class Persistence:
     # -- event loop ----------------------------------------------------------------------------------
 
     async def begin_prompt(self, turn: HandOver, layout: BlockLayout, *, waits_for_copy: bool) -> None:
-        """Expect and begin to write the prompt blocks that are not stored yet."""
+        """Begin to write the prompt blocks that are not stored yet; the index expects them already."""
         placement = turn.placement
         first = placement.hit_tokens // layout.block_tokens
         blocks = [
@@ -103,7 +103,6 @@ class Persistence:
         self._prompts[placement.request_id] = _PromptSlots(new_slots, written, not waits_for_copy)
         await self._release(placement.request_id)
         if blocks:
-            await self._scheduler.expect([b.key for b in blocks], placement.weights_id)
             self._write(placement.request_id, blocks, placement.weights_id, self._prompt_written)
 
     def prompt_copied(self, request_id: RequestId) -> None:

@@ -84,6 +84,8 @@ class PrefillEngine:
         self._job_seed = job_seed
         self._ready: list[_Ready] = []
         self._running: list[_Ready] = []
+        self._turns: dict[RequestId, asyncio.Task[FirstToken | HitLost]] = {}
+        self._aborted: set[RequestId] = set()
         self._peak_resident_layers = 0
         self._failure: str | None = None
         self._loop = EngineLoop(engine_id, self._step, self._fail_all)
@@ -109,31 +111,27 @@ class PrefillEngine:
         return self._runner.layout
 
     async def prefill(self, job: PrefillJob) -> FirstToken | HitLost:
-        """Compute a placed prompt; returns when the decode engine has taken the turn over."""
+        """Compute a placed prompt; returns when the decode engine has taken the turn over.
+
+        A caller that goes away does not end the turn: its reads and its step would go on. `abort` does.
+        """
         self._refuse_stale(job)
-        started_s = time.monotonic()
-        results = await self._read(job)
-        lost = [index for index, result in enumerate(results) if result.status is not ReadStatus.OK]
-        if lost:
-            late = any(result.status is ReadStatus.TIMED_OUT for result in results)
-            return await self._hit_lost(job, lost, late=late)
-        read_s = time.monotonic() - started_s
-        computed = await self._compute(job, tuple(result.layer_checksums for result in results))
-        handing_s = time.monotonic()
-        finish_reason = await self._hand_over(job, computed)
-        await self._scheduler.prefilled(job.placement.request_id)
-        phases = PhaseSeconds(kv_load=read_s, kv_transfer=time.monotonic() - handing_s)
-        return FirstToken(
-            token_id=computed.sampled.token_id,
-            logprob=computed.sampled.logprob,
-            finish_reason=finish_reason,
-            phases=phases + computed.phases,
-            hit_tokens=job.placement.hit_tokens,
-        )
+        request_id = job.placement.request_id
+        turn = self._events.create_task(self._serve(job))
+        self._turns[request_id] = turn
+        turn.add_done_callback(lambda _: self._forget(request_id))
+        return await asyncio.shield(turn)
 
     async def abort(self, request_id: RequestId) -> None:
-        """Forget a turn that waits; returns when no step touches its slots any more."""
+        """End a turn; returns when no read, step or hand-over touches its slots any more."""
+        turn = self._turns.get(request_id)
+        if turn is not None:
+            self._aborted.add(request_id)
         await self._loop.call(lambda: self._drop(request_id), self._config.step_deadline_s)
+        if turn is not None:
+            await asyncio.wait([turn], timeout=self._config.step_deadline_s)
+        if turn is not None and not turn.done():
+            raise EngineFailed(f"{self._engine_id} could not end {request_id}")
 
     async def load_weights(self, bucket: Sequence[NamedArray]) -> None:
         """Copy a bucket of new weights into the model."""
@@ -159,6 +157,37 @@ class PrefillEngine:
         self._transport.close()
 
     # -- on the event loop ---------------------------------------------------------------------------
+
+    async def _serve(self, job: PrefillJob) -> FirstToken | HitLost:
+        started_s = time.monotonic()
+        results = await self._read(job)
+        lost = [index for index, result in enumerate(results) if result.status is not ReadStatus.OK]
+        if lost:
+            late = any(result.status is ReadStatus.TIMED_OUT for result in results)
+            return await self._hit_lost(job, lost, late=late)
+        self._stop_if_aborted(job.placement.request_id)
+        read_s = time.monotonic() - started_s
+        computed = await self._compute(job, tuple(result.layer_checksums for result in results))
+        self._stop_if_aborted(job.placement.request_id)
+        handing_s = time.monotonic()
+        finish_reason = await self._hand_over(job, computed)
+        await self._scheduler.prefilled(job.placement.request_id)
+        phases = PhaseSeconds(kv_load=read_s, kv_transfer=time.monotonic() - handing_s)
+        return FirstToken(
+            token_id=computed.sampled.token_id,
+            logprob=computed.sampled.logprob,
+            finish_reason=finish_reason,
+            phases=phases + computed.phases,
+            hit_tokens=job.placement.hit_tokens,
+        )
+
+    def _forget(self, request_id: RequestId) -> None:
+        self._turns.pop(request_id, None)
+        self._aborted.discard(request_id)
+
+    def _stop_if_aborted(self, request_id: RequestId) -> None:
+        if request_id in self._aborted:
+            raise EngineFailed(f"{request_id} was aborted")
 
     async def _read(self, job: PrefillJob) -> tuple[BlockReadResult, ...]:
         placement = job.placement
@@ -287,7 +316,12 @@ class PrefillEngine:
         return SampleSpec(job.sample_id, len(job.earlier_ids), job.sampling, self._job_seed)
 
     def _drop(self, request_id: RequestId) -> None:
-        self._ready = [r for r in self._ready if r.job.placement.request_id != request_id]
+        waiting, self._ready = self._ready, []
+        for ready in waiting:
+            if ready.job.placement.request_id == request_id:
+                self._reject([ready], f"{request_id} was aborted")
+            else:
+                self._ready.append(ready)
 
     def _resolve(self, ready: _Ready, computed: _Computed) -> None:
         def set_result() -> None:

@@ -81,14 +81,14 @@ class PrefillFeed:
         self._sends.append(self._thread.submit(self._send, layer, self._compute_event()))
 
     def finish(self) -> None:
-        """Wait until everything is sent."""
+        """Wait until everything is sent; if something could not be, until nothing is on its way any more."""
         started_s = time.monotonic()
         try:
             for send in self._sends:
                 self._result(send)
         finally:
             self.send_wait_s = time.monotonic() - started_s
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread.shutdown(cancel_futures=True)
 
     def _result(self, future: Future[None]) -> None:
         try:

@@ -62,8 +62,11 @@ def sample(logits_BV: Tensor, specs: Sequence[SampleSpec]) -> list[Sampled]:
 def _draw(logprobs_BV: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
     """Inverse-CDF draw per row after top-k, top-p and min-p have cut the distribution."""
     probs_BV = logprobs_BV.exp()
-    if any(_truncates(spec.params) for spec in specs):
-        probs_BV = _truncated(probs_BV, [spec.params for spec in specs])
+    # Only the rows that want it: cutting at top_p = 1 may round a tail away, and a row must not feel its
+    # neighbours.
+    cut = [row for row, spec in enumerate(specs) if _truncates(spec.params)]
+    if cut:
+        probs_BV[cut] = _truncated(probs_BV[cut], [specs[row].params for row in cut])
     cumulative_BV = probs_BV.double().cumsum(dim=-1)
     numbers = [
         uniform(

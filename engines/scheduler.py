@@ -11,7 +11,6 @@ Every placement ends with `finish`, which takes back whatever was not given back
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -56,14 +55,32 @@ class _Waiting:
     request: TurnRequest
     answer: asyncio.Future[Placement]
     since_s: float
-    persist_wait_s: float
+    pending_key: BlockKey | None = None
+    """A block of its prompt that somebody is making right now, and that it waits for."""
+    pending_since_s: float | None = None
+    pending_until_s: float | None = None
     buffer_since_s: float | None = None
+
+    def waited(self, now_s: float) -> PhaseSeconds:
+        """Where the time since submission went, if it is placed now."""
+        persist_wait_s = buffer_wait_s = 0.0
+        if self.pending_since_s is not None and self.pending_until_s is not None:
+            persist_wait_s = self.pending_until_s - self.pending_since_s
+        if self.buffer_since_s is not None:
+            buffer_wait_s = now_s - self.buffer_since_s
+        return PhaseSeconds(
+            queue=now_s - self.since_s - persist_wait_s - buffer_wait_s,
+            buffer_wait=buffer_wait_s,
+            persist_wait=persist_wait_s,
+        )
 
 
 @dataclass(slots=True)
 class _Placed:
     placement: Placement
     tokens: int
+    new_keys: tuple[BlockKey, ...]
+    """Prompt blocks it makes; once it is handed over, the decode engine announces what became of them."""
     prefilling: bool = True
     handed_over: bool = False
     """The decode engine has taken the turn over: it alone gives the decode slots back."""
@@ -91,6 +108,7 @@ class Scheduler:
         self._lendable_slots: dict[NodeId, int] = {}
         self._layout: BlockLayout | None = None
         self._engines: dict[EngineId, _Engine] = {}
+        self._answers: dict[RequestId, asyncio.Future[Placement]] = {}
         self._queue: deque[_Waiting] = deque()
         self._placed: dict[RequestId, _Placed] = {}
         self._paused = False
@@ -116,22 +134,24 @@ class Scheduler:
     async def submit(self, request: TurnRequest) -> Placement:
         """Wait for a place. Raises RequestRefused or PlacementTimeout, nothing then reserved."""
         self._refuse_misfits(request)
-        persist_wait_s = await self._pending_blocks(request)
-        self._refuse_stale(request)
         answer: asyncio.Future[Placement] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(request, answer, self._clock(), persist_wait_s)
-        self._queue.append(waiting)
-        self._place()
+        self._answers[request.request_id] = answer
         try:
+            self._refuse_stale(request)
+            self._queue.append(_Waiting(request, answer, self._clock()))
+            self._place()
             async with asyncio.timeout(request.deadline_s):
                 return await answer
         except TimeoutError:
+            if answer.done() and not answer.cancelled():
+                return answer.result()  # placed in the last moment
             raise PlacementTimeout(
                 f"{request.request_id} found no place within {request.deadline_s:.1f} s; "
                 f"{len(self._queue)} turns wait, {len(self._placed)} are placed"
             ) from None
         finally:
             self._forget(request.request_id)
+            self._place()
 
     async def prefilled(self, request_id: RequestId) -> None:
         """The prefill engine is done: its slots and its share of load come back."""
@@ -167,6 +187,9 @@ class Scheduler:
         if not placed.finished:
             placed.finished = True
             self._unload(placed.placement.decode_engine, placed.tokens)
+        if not placed.handed_over:
+            self._index.cancel(placed.new_keys)
+            placed.new_keys = ()
         if not (placed.handed_over and resolved):
             for node_id, slots in placed.slots.items():
                 pool = self._pools[node_id]
@@ -178,7 +201,7 @@ class Scheduler:
     # -- the index -----------------------------------------------------------------------------------
 
     async def expect(self, keys: Sequence[BlockKey], weights_id: WeightsId) -> None:
-        """These blocks are being persisted; a lookup that meets one waits for it."""
+        """These generated blocks are being persisted; a lookup that meets one waits for it."""
         if weights_id == self._weights.weights_id:
             self._index.expect(keys, weights_id)
 
@@ -190,11 +213,12 @@ class Scheduler:
             for block in stored:
                 self._index.announce(block.key, block.location, weights_id)
             self._index.cancel(failed)
-        self._notify()
+        self._place()
 
     async def discard(self, keys: Sequence[BlockKey]) -> None:
         """These blocks could not be read: they are hits no more."""
         self._lost_blocks += sum(self._index.discard(key) for key in keys)
+        self._notify()
 
     # -- weights -------------------------------------------------------------------------------------
 
@@ -215,6 +239,7 @@ class Scheduler:
             if not waiting.answer.done():
                 waiting.answer.set_exception(self._stale(waiting.request))
         self._queue.clear()
+        self._notify()
 
     async def weights(self) -> Weights:
         return self._weights
@@ -241,21 +266,59 @@ class Scheduler:
     # -- inside --------------------------------------------------------------------------------------
 
     def _place(self) -> None:
-        """Place from the head of the queue for as long as the head fits."""
-        while self._queue and not self._paused:
-            if self._queue[0].answer.done():
-                self._queue.popleft()  # its caller has gone
-                continue
-            placement = self._try(self._queue[0])
-            if placement is None:
-                break
-            self._queue.popleft().answer.set_result(placement)
+        """Place for as long as the first turn that waits for no block fits."""
+        while not self._paused and self._place_one():
+            pass
         self._notify()
+
+    def _place_one(self) -> bool:
+        """Whether the queue moved on."""
+        for waiting in self._queue:
+            if waiting.answer.done():  # its caller has gone
+                self._queue.remove(waiting)
+                return True
+            if self._waits_for_block(waiting):
+                continue
+            placement = self._try(waiting)
+            if placement is None:
+                return False
+            self._queue.remove(waiting)
+            waiting.answer.set_result(placement)
+            return True
+        return False
+
+    def _waits_for_block(self, waiting: _Waiting) -> bool:
+        """Whether a block of its prompt is being made by another turn, and worth waiting for still.
+
+        So the samples of a group, whose prompts are the same, compute that prompt once.
+        """
+        if waiting.pending_until_s is not None:
+            return False
+        if waiting.pending_key is not None and self._index.is_pending(waiting.pending_key):
+            return True
+        pending = self._index.match(self._hit_keys(waiting.request)).pending
+        if not pending:
+            if waiting.pending_since_s is not None:
+                waiting.pending_until_s = self._clock()
+            return False
+        if waiting.pending_since_s is None:
+            waiting.pending_since_s = self._clock()
+            deadline_s = self._config.pending_deadline_s
+            asyncio.get_running_loop().call_later(deadline_s, self._wait_no_longer, waiting)
+        waiting.pending_key = pending[0]
+        return True
+
+    def _wait_no_longer(self, waiting: _Waiting) -> None:
+        """The first block that is still pending ends the hit."""
+        if waiting.pending_until_s is None:
+            waiting.pending_until_s = self._clock()
+            self._place()
 
     def _try(self, waiting: _Waiting) -> Placement | None:
         request, now_s = waiting.request, self._clock()
-        prefill = choose_prefill(self._loads(EngineRole.PREFILL), self._load_limit_tokens)
-        decode = choose_decode(self._loads(EngineRole.DECODE, room_for=_context(request)))
+        failed = request.failed_engines
+        prefill = choose_prefill(self._loads(EngineRole.PREFILL), self._load_limit_tokens, failed)
+        decode = choose_decode(self._loads(EngineRole.DECODE, room_for=_context(request)), failed)
         if prefill is None or decode is None:
             return None
         hit = self._hit(request)
@@ -263,9 +326,9 @@ class Scheduler:
         num_prefill = read_plan.num_blocks_on(ReadSide.PREFILL, plan)
         slots = self._reserve(request, prefill.node_id, num_prefill, decode.node_id)
         if slots is None:
-            waiting.buffer_since_s = waiting.buffer_since_s or now_s
+            if waiting.buffer_since_s is None:
+                waiting.buffer_since_s = now_s
             return None
-        queued_until_s = waiting.buffer_since_s or now_s
         placement = Placement(
             request_id=request.request_id,
             prefill_engine=prefill.engine_id,
@@ -278,19 +341,14 @@ class Scheduler:
             decode_slots=slots[1],
             weights_version=self._weights.version,
             weights_id=self._weights.weights_id,
-            waited=PhaseSeconds(
-                queue=queued_until_s - waiting.since_s,
-                buffer_wait=now_s - queued_until_s,
-                persist_wait=waiting.persist_wait_s,
-            ),
+            waited=waiting.waited(now_s),
         )
-        self._keep(placement, _context(request))
+        self._keep(placement, _context(request), request.keys[len(hit) :])
         return placement
 
     def _hit(self, request: TurnRequest) -> tuple[IndexedBlock, ...]:
         """The stored prefix, at most all but one token; a block still pending ends it."""
-        most = (request.prompt_tokens - 1) // self._block_tokens
-        keys = request.keys[:most]
+        keys = self._hit_keys(request)
         match = self._index.match(keys)
         hit = []
         for key, block in zip(keys, match.stored, strict=False):
@@ -298,6 +356,10 @@ class Scheduler:
                 break
             hit.append(block)
         return tuple(hit)
+
+    def _hit_keys(self, request: TurnRequest) -> tuple[BlockKey, ...]:
+        """Keys of the blocks that may be hits: at least the prompt's last token is computed."""
+        return request.keys[: (request.prompt_tokens - 1) // self._block_tokens]
 
     def _reserve(
         self, request: TurnRequest, prefill_node: NodeId, num_prefill: int, decode_node: NodeId
@@ -313,8 +375,9 @@ class Scheduler:
         decode = self._pools[decode_node].take(num_decode)
         return tuple(map(SlotId, prefill)), tuple(map(SlotId, decode))
 
-    def _keep(self, placement: Placement, tokens: int) -> None:
-        placed = _Placed(placement, tokens)
+    def _keep(self, placement: Placement, tokens: int, new_keys: tuple[BlockKey, ...]) -> None:
+        placed = _Placed(placement, tokens, new_keys)
+        self._index.expect(new_keys, placement.weights_id)
         for node_id, slots in (
             (placement.prefill_node, placement.prefill_slots),
             (placement.decode_node, placement.decode_slots),
@@ -330,15 +393,16 @@ class Scheduler:
             self._placed.pop(placed.placement.request_id, None)
 
     def _forget(self, request_id: RequestId) -> None:
-        """Take a request that still waits out of the queue."""
+        """The request's caller has its answer or has gone."""
+        self._answers.pop(request_id, None)
         self._queue = deque(w for w in self._queue if w.request.request_id != request_id)
 
     def _take_back(self, request_id: RequestId) -> None:
-        """A request that still waits is not wanted any more."""
-        for waiting in self._queue:
-            if waiting.request.request_id == request_id and not waiting.answer.done():
-                waiting.answer.set_exception(PlacementTimeout(f"{request_id} was taken back"))
-        self._forget(request_id)
+        """A request that still waits, for blocks or for a place, is not wanted any more."""
+        answer = self._answers.get(request_id)
+        if answer is not None and not answer.done():
+            answer.set_exception(PlacementTimeout(f"{request_id} was taken back"))
+        self._place()
 
     def _end_prefill(self, placed: _Placed) -> None:
         placed.prefilling = False
@@ -397,16 +461,6 @@ class Scheduler:
             f"{request.request_id} names weights version {request.weights_version}, the engines hold "
             f"version {self._weights.version}"
         )
-
-    async def _pending_blocks(self, request: TurnRequest) -> float:
-        """Wait for the prompt's blocks that are being persisted; seconds waited."""
-        started_s = self._clock()
-        # Past the deadline the first block that is still pending ends the hit.
-        with contextlib.suppress(TimeoutError):
-            await self._until(
-                lambda: not self._index.match(request.keys).pending, self._config.pending_deadline_s
-            )
-        return self._clock() - started_s
 
     async def _until(self, condition: Callable[[], bool], deadline_s: float) -> None:
         async with asyncio.timeout(deadline_s):

@@ -162,6 +162,8 @@ class TurnRequest:
     weights_version: int
     deadline_s: float
     """Seconds from submission after which waiting for a place is given up."""
+    failed_engines: frozenset[EngineId] = frozenset()
+    """Engines that failed the turn before; they are taken only if there is no other."""
 
 
 @dataclass(frozen=True, slots=True)

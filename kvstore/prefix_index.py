@@ -55,6 +55,11 @@ class PrefixIndex:
         """Stored and pending blocks."""
         return sum(len(table) for table in self._tables.values())
 
+    def is_pending(self, key: BlockKey) -> bool:
+        """Whether a persist of the block is on its way and the block is not stored yet."""
+        table = self._table_of(key)
+        return table is not None and isinstance(table[key], int)
+
     def announce(self, key: BlockKey, location: BlockLocation, weights_id: WeightsId) -> None:
         """The block is stored at `location`; the newest announcement holds."""
         table = self._table(weights_id)

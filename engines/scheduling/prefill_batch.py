@@ -1,8 +1,8 @@
 """Which waiting prompts run in one prefill forward.
 
-Pure policy. Rows are padded to the longest new part, so a batch costs rows x longest; FIFO order is kept, and
-the batch ends where the next row would push the padded cost over the limit or, after `max_waste` of
-it, be mostly padding. A row that alone exceeds the limit runs alone.
+Pure policy. Rows are padded to the longest new part, so a batch costs rows x longest. Rows are looked at in
+FIFO order; one that would push the padded cost over the limit, or make over MAX_WASTE of it padding, waits
+for a later batch. The head always runs, so nobody starves, and alone if it exceeds the limit by itself.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engines.cluster import ClusterSpec, EngineCluster, start_cluster
+from engines.cluster import ClusterSpec, EngineCluster, Spawn, start_cluster
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.types import NodeId, Weights
 from kvstore.config import StoreConfig
@@ -65,9 +65,9 @@ async def spawn_here(cls: type, *args: object, name: str, node: NodeId | None, *
 
 
 @asynccontextmanager
-async def running_cluster(spec: ClusterSpec) -> AsyncIterator[EngineCluster]:
+async def running_cluster(spec: ClusterSpec, spawn: Spawn = spawn_here) -> AsyncIterator[EngineCluster]:
     """Start `spec`; on the way out the scheduler must have got everything back."""
-    cluster = await start_cluster(spawn_here, spec)
+    cluster = await start_cluster(spawn, spec)
     try:
         yield cluster
         await asyncio.wait_for(cluster.pause(30), 30)
