@@ -103,6 +103,8 @@ class EngineClient:
         Raises EngineError: RequestRefused or PlacementTimeout as they come, TurnFailed when all attempts
         failed or `deadline_s` has passed.
         """
+        if not len(context):
+            raise RequestRefused(f"{request_id} has an empty context; a turn needs a token to go on from")
         turn = _Turn(request_id, context, sampling, self._clock(), deadline_s)
         while True:
             finish_reason = await self._attempt(turn)

@@ -9,15 +9,16 @@ connect.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from engines.client import ClientParts
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.model.runner import NamedArray
 from engines.node import NodeProcess
-from engines.processes import DecodeProcess, PrefillProcess
+from engines.processes import DecodeProcess, PrefillProcess, resolve_device
 from engines.scheduler import Scheduler
 from engines.types import EngineId, EngineInfo, EngineRole, NodeBytes, NodeId, TokenCounts, Weights
 from kvstore.config import StoreConfig
@@ -28,11 +29,11 @@ from kvstore.staging import StagingHandle
 class Spawn(Protocol):
     """Starts `cls(*args, **kwargs)` somewhere and returns it or a proxy of it.
 
-    `node` groups what must share a host; None: anywhere.
+    `node` groups what must share a host; None: anywhere. What is not started with `gpu` sees no GPU.
     """
 
     async def __call__(
-        self, cls: type, *args: object, name: str, node: NodeId | None, **kwargs: object
+        self, cls: type, *args: object, name: str, node: NodeId | None, gpu: bool = False, **kwargs: object
     ) -> Any: ...
 
 
@@ -118,7 +119,8 @@ class EngineCluster:
 
 async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
     """Start everything and join it up; raises what a part raised if one cannot start."""
-    config = spec.engines
+    # The engines' own processes may see other devices than this one.
+    config = replace(spec.engines, device=resolve_device(spec.engines.device))
     engine_ids = _engine_ids(config)
     common = {"transport": spec.transport, "weights": spec.weights, "job_seed": spec.job_seed}
     classes = {EngineRole.PREFILL: PrefillProcess, EngineRole.DECODE: DecodeProcess}
@@ -132,6 +134,7 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
                 spec.kvstore.block_tokens,
                 name=engine_id,
                 node=node_id,
+                gpu=config.device == "cuda",
                 **common,
             )
             for engine_id, (node_id, role) in engine_ids.items()
@@ -161,6 +164,13 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
     )
     await _connect(cluster, engine_ids)
     return cluster
+
+
+def gpu_engines_by_node(config: EnginesConfig) -> dict[NodeId, int]:
+    """How many engines of each node want a GPU; empty on CPU."""
+    if resolve_device(config.device) == "cpu":
+        return {}
+    return dict(Counter(node_id for node_id, _ in _engine_ids(config).values()))
 
 
 def _engine_ids(config: EnginesConfig) -> dict[EngineId, tuple[NodeId, EngineRole]]:

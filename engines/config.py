@@ -33,7 +33,8 @@ class EnginesConfig:
     kind: Literal["transformers"]
     """What runs the model: `transformers` is the reference runner."""
     device: Literal["auto", "cpu", "cuda"]
-    """Where the model lies; `auto` takes a CUDA device if there is one."""
+    """Where the model lies; `auto` takes CUDA devices if the process that starts the engines sees one. Each
+    engine has a GPU of its own, or its share of one where there are fewer GPUs than engines."""
     dtype: Literal["float32", "bfloat16"]
     """Of weights and KV. float32 is exact against the oracle; bfloat16 halves the memory."""
     threads: int

@@ -19,6 +19,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -95,6 +96,8 @@ class DecodeEngine:
         self._layout: BlockLayout = runner.layout
         self._decoder = decoder
         self._transport = transport
+        self._open = ExitStack()
+        self._open.callback(transport.close)
         self._weights = weights
         self._job_seed = job_seed
         self._pool = BlockPool(max(1, config.decode_kv_bytes // self._layout.full_block_bytes))
@@ -115,6 +118,7 @@ class DecodeEngine:
     ) -> None:
         """Join the cluster and begin to serve. `reserve_slots` are this engine's own, for persisting."""
         self._traffic = open_traffic_manager(staging, self._transport, self._runner)
+        self._open.callback(self._traffic.close)
         self._events = asyncio.get_running_loop()
         self._persistence = Persistence(
             self._traffic,
@@ -195,7 +199,7 @@ class DecodeEngine:
 
     async def close(self) -> None:
         self._loop.stop(self._config.step_deadline_s)
-        self._transport.close()
+        self._open.close()
 
     # -- on the event loop ---------------------------------------------------------------------------
 

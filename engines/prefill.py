@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from engines.config import EnginesConfig
@@ -80,6 +81,8 @@ class PrefillEngine:
         self._runner = runner
         self._decoder = decoder
         self._transport = transport
+        self._open = ExitStack()
+        self._open.callback(transport.close)
         self._weights = weights
         self._job_seed = job_seed
         self._ready: list[_Ready] = []
@@ -100,6 +103,7 @@ class PrefillEngine:
     ) -> None:
         """Join the cluster and begin to serve. `staging` is the own node's memory."""
         self._traffic = open_traffic_manager(staging, self._transport, self._runner)
+        self._open.callback(self._traffic.close)
         self._node = node
         self._scheduler = scheduler
         self._decode_engines = decode_engines
@@ -154,7 +158,7 @@ class PrefillEngine:
 
     async def close(self) -> None:
         self._loop.stop(self._config.step_deadline_s)
-        self._transport.close()
+        self._open.close()
 
     # -- on the event loop ---------------------------------------------------------------------------
 

@@ -4,6 +4,10 @@ Two HBM buffers take turns, so at most two layers of hit KV are ever resident. O
 this order: load 0, load 1, send 0, load 2, send 1, ...; `load(l)` starts the copy of layer l+1, by which time
 layer l-1 has been computed and its buffer may be overwritten once it is sent.
 
+On a GPU the copies run on a stream of their own. A copy waits there for an event of the compute stream, and
+the compute stream gets nothing more to do with a buffer before the thread has seen its copy end. All copies
+have ended when `finish` returns, so the buffers' memory may then go to what comes next on the compute stream.
+
     new KV of a layer       HBM buffer -> decode node's slots
     hit read on this side   own node's slots -> decode node's slots, and -> HBM buffer
 """
@@ -57,22 +61,28 @@ class PrefillFeed:
         self._deadline_s = deadline_s
         self._layout: BlockLayout = traffic.staging.layout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefill-feed")
-        self._stream = torch.cuda.Stream() if buffers[0].is_cuda else None
+        self._stream = torch.cuda.Stream(buffers[0].device) if buffers[0].is_cuda else None
         self._loads: dict[int, Future[None]] = {}
         self._sends: list[Future[None]] = []
         # [row][decode slot][layer]: CRC32C of the new tokens' bytes
         self.checksums: list[list[list[int]]] = [[[] for _ in row.decode_slots] for row in rows]
         self.resident_layers: set[int] = set()
         self.peak_resident_layers = 0
-        self.load_wait_s = 0.0
         self.send_wait_s = 0.0
-        self._loads[0] = self._thread.submit(self._load, 0, None)
+        self._host_wait_s = 0.0
+        self._stalls: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        # The compute stream zeroes the buffers, and may still be at work for whoever had their memory before.
+        self._loads[0] = self._thread.submit(self._load, 0, self._compute_event())
 
     def load(self, layer: int) -> Tensor:
         computed = self._compute_event()
         started_s = time.monotonic()
         self._result(self._loads.pop(layer))
-        self.load_wait_s += time.monotonic() - started_s
+        arrived = self._compute_event()
+        if computed is None or arrived is None:
+            self._host_wait_s += time.monotonic() - started_s
+        else:
+            self._stalls.append((computed, arrived))
         if layer + 1 < self._layout.num_layers:
             self._loads[layer + 1] = self._thread.submit(self._load, layer + 1, computed)
         return self._buffers[layer % 2]
@@ -90,6 +100,14 @@ class PrefillFeed:
             self.send_wait_s = time.monotonic() - started_s
             self._thread.shutdown(cancel_futures=True)
 
+    @property
+    def load_wait_s(self) -> float:
+        """Seconds the compute stood still for want of hit KV; asked for once the batch is computed.
+
+        A GPU lags behind the host, so there the compute stream's waiting counts and not the host's.
+        """
+        return self._host_wait_s + sum(ready.elapsed_time(go) for ready, go in self._stalls) / 1000
+
     def _result(self, future: Future[None]) -> None:
         try:
             future.result(self._deadline_s)
@@ -100,7 +118,7 @@ class PrefillFeed:
         """On a GPU: an event after all work given to the compute stream so far."""
         if self._stream is None:
             return None
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 

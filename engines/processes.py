@@ -73,7 +73,14 @@ class DecodeProcess(DecodeEngine):
 def open_runner(config: EnginesConfig, model_path: str, block_tokens: int) -> TransformersRunner:
     """Load the model for inference, with as many torch threads as the configuration gives an engine."""
     torch.set_num_threads(config.threads)
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Some images turn TF32 on by an environment variable; float32 means float32 here.
+    torch.set_float32_matmul_precision("highest")
+    device = resolve_device(config.device)
     return TransformersRunner(load_model(model_path, dtype=config.dtype, device=device), block_tokens)
+
+
+def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """`auto` is CUDA where this process sees a device."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device

@@ -187,10 +187,9 @@ class Scheduler:
         if not placed.finished:
             placed.finished = True
             self._unload(placed.placement.decode_engine, placed.tokens)
-        if not placed.handed_over:
+        if not (placed.handed_over and resolved):
             self._index.cancel(placed.new_keys)
             placed.new_keys = ()
-        if not (placed.handed_over and resolved):
             for node_id, slots in placed.slots.items():
                 pool = self._pools[node_id]
                 (pool.give_back if resolved else pool.quarantine)(slots)
@@ -218,7 +217,7 @@ class Scheduler:
     async def discard(self, keys: Sequence[BlockKey]) -> None:
         """These blocks could not be read: they are hits no more."""
         self._lost_blocks += sum(self._index.discard(key) for key in keys)
-        self._notify()
+        self._place()
 
     # -- weights -------------------------------------------------------------------------------------
 
@@ -303,6 +302,7 @@ class Scheduler:
             return False
         if waiting.pending_since_s is None:
             waiting.pending_since_s = self._clock()
+            waiting.buffer_since_s = None  # an instant is charged to one phase
             deadline_s = self._config.pending_deadline_s
             asyncio.get_running_loop().call_later(deadline_s, self._wait_no_longer, waiting)
         waiting.pending_key = pending[0]

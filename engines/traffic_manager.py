@@ -9,8 +9,10 @@ decides what to move.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 
 import torch
@@ -20,6 +22,8 @@ from engines.model.runner import ModelRunner
 from kvstore.staging import StagingHandle, StagingMemory
 from kvstore.traffic import TrafficClass
 from kvstore.transport import RegionHandle, TransferOp, Transport
+
+logger = logging.getLogger(__name__)
 
 
 class Hop(StrEnum):
@@ -41,7 +45,8 @@ class TrafficManager:
         self._transport = transport
         self._layout = staging.layout
         self._device = device
-        self._pinned = _pin(staging, device)
+        self.pinned = _pin(staging, device)
+        """Whether the staging memory is page-locked, so that copies to and from a GPU are asynchronous."""
         elements = torch.from_numpy(staging.buffer).view(dtype)
         slot_elements = self._layout.slot_bytes // dtype.itemsize
         used = self._layout.full_block_bytes // dtype.itemsize
@@ -59,12 +64,12 @@ class TrafficManager:
             torch.index_select(self._slots[:, layer], 0, torch.tensor(slots), out=blocks)
         else:
             for block, slot in zip(blocks, slots, strict=True):
-                block.copy_(self._slots[slot, layer], non_blocking=self._pinned)
+                block.copy_(self._slots[slot, layer], non_blocking=self.pinned)
         self._count(Hop.HOST_TO_DEVICE, len(slots) * self._layout.layer_block_bytes)
 
     def load_block(self, destination: Tensor, slot: int) -> None:
         """Copy a Full Block into `destination` [layers, block_tokens, elements]."""
-        destination.copy_(self._slots[slot], non_blocking=self._pinned)
+        destination.copy_(self._slots[slot], non_blocking=self.pinned)
         self._count(Hop.HOST_TO_DEVICE, self._layout.full_block_bytes)
 
     def wait_for_copies(self) -> None:
@@ -93,6 +98,12 @@ class TrafficManager:
         """Bytes moved so far by hop, all classes."""
         return {hop.value: sum(n for (on, _), n in self.moved_bytes.items() if on is hop) for hop in Hop}
 
+    def close(self) -> None:
+        """Unlock the staging memory; all copies must be done. Idempotent."""
+        if self.pinned:
+            self.pinned = False
+            torch.cuda.cudart().cudaHostUnregister(self.staging.buffer.ctypes.data)
+
     def _count(self, hop: Hop, nbytes: int) -> None:
         self.moved_bytes[hop, TrafficClass.KV] += nbytes
 
@@ -103,9 +114,20 @@ def open_traffic_manager(staging: StagingHandle, transport: Transport, runner: M
 
 
 def _pin(staging: StagingMemory, device: torch.device) -> bool:
-    """Page-lock the staging memory for asynchronous copies; CPU devices need none."""
+    """Page-lock the staging memory for asynchronous copies; CPU devices need none.
+
+    CUDA keeps a failure as the calling thread's last error and charges it to that thread's next kernel, so
+    the call is made on a thread that ends here.
+    """
     if device.type != "cuda":
         return False
-    pointer = staging.buffer.ctypes.data
-    error = torch.cuda.cudart().cudaHostRegister(pointer, staging.buffer.nbytes, 0)
-    return int(error) == 0
+    cudart, buffer = torch.cuda.cudart(), staging.buffer
+    with ThreadPoolExecutor(1) as thread:
+        error = thread.submit(cudart.cudaHostRegister, buffer.ctypes.data, buffer.nbytes, 0).result()
+    if error != cudart.cudaError.success:
+        logger.warning(
+            "staging memory of %s cannot be page-locked, so copies to the GPU are slow: %s",
+            staging.handle.node_id,
+            cudart.cudaGetErrorString(error),
+        )
+    return bool(error == cudart.cudaError.success)

@@ -4,7 +4,8 @@ An actor is a plain class. `RayCluster.spawn` gives back a `Proxy` whose methods
 deadline; a dead or silent actor raises EngineFailed, an error the actor raised comes back as itself.
 Actors carry control only; bulk arrays go through `share`, KV bytes never come here.
 
-What shares a node shares a placement group, so an engine can map its node agent's staging memory.
+What shares a node shares a placement group, so an engine can map its node agent's staging memory. Ray deals
+out the GPUs: an actor started without one sees none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +30,8 @@ CALL_DEADLINE_S = 3600.0
 """Longest any call may take; callers that know better bring their own deadline."""
 _BUNDLE_CPUS = 1
 _NO_CONCURRENCY_LIMIT = 10_000
+_SHARES_OF_A_GPU = 10_000
+"""Ray counts parts of a GPU in these."""
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -88,8 +91,17 @@ class Proxy:
 class RayCluster:
     """A Ray this job started, or one it joined. Only what it started is stopped."""
 
-    def __init__(self, address: str | None, *, num_nodes: int, start_deadline_s: float) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        *,
+        num_nodes: int,
+        start_deadline_s: float,
+        gpu_actors: Mapping[NodeId, int] | None = None,
+    ) -> None:
+        """`gpu_actors`: how many actors of each node will be started with a GPU."""
         self._start_deadline_s = start_deadline_s
+        self._gpu_actors = dict(gpu_actors or {})
         self._started_ray = False
         self._groups: dict[NodeId, PlacementGroup] = {}
         self._actors: list[Any] = []
@@ -119,9 +131,11 @@ class RayCluster:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"ray.address={address} cannot be joined: {_first_line(error)}") from error
 
-    async def spawn(self, cls: type, *args: object, name: str, node: NodeId | None, **kwargs: object) -> Any:
+    async def spawn(
+        self, cls: type, *args: object, name: str, node: NodeId | None, gpu: bool = False, **kwargs: object
+    ) -> Any:
         """Start `cls(*args, **kwargs)` as an actor; returns its Proxy once its constructor is through."""
-        options = self._options(await self._group(node) if node else None)
+        options = self._options(await self._group(node) if node else None, self._gpu_share() if gpu else 0)
         # A class of its own, so that the process shows what it is.
         host: Any = ray.remote(type(cls.__name__, (ActorHost,), {}))
         handle = host.options(**options).remote(cls.__module__, cls.__name__, args, kwargs)
@@ -153,11 +167,20 @@ class RayCluster:
         if self._started_ray:
             ray.shutdown()
 
-    def _options(self, group: PlacementGroup | None) -> dict[str, Any]:
+    def _gpu_share(self) -> float:
+        """What an actor gets of a GPU: a whole one, or as much as leaves some for all."""
+        num_gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+        if num_gpus == 0:
+            raise UserError("device=cuda needs a GPU and Ray has none; use engines.device=cpu")
+        actors_per_gpu = max(1, -(-sum(self._gpu_actors.values()) // num_gpus))
+        return _SHARES_OF_A_GPU // actors_per_gpu / _SHARES_OF_A_GPU
+
+    def _options(self, group: PlacementGroup | None, num_gpus: float) -> dict[str, Any]:
         options: dict[str, Any] = {
             "num_cpus": 0,
+            "num_gpus": num_gpus,
             "max_concurrency": _NO_CONCURRENCY_LIMIT,
-            "runtime_env": {"env_vars": _actor_environment()},
+            "runtime_env": {"env_vars": _actor_environment(sees_gpu=num_gpus > 0)},
         }
         if group is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
@@ -167,13 +190,17 @@ class RayCluster:
         """The placement group of a node: its agent and engines land on one host."""
         group = self._groups.get(node)
         if group is None:
-            group = placement_group([{"CPU": _BUNDLE_CPUS}], strategy="STRICT_PACK")
+            # A bundle for each GPU actor: a share in a bundle of its own lies on one GPU.
+            bundles: list[dict[str, float]] = [{"CPU": _BUNDLE_CPUS}]
+            bundles += [{"GPU": self._gpu_share()} for _ in range(self._gpu_actors.get(node, 0))]
+            group = placement_group(bundles, strategy="STRICT_PACK")
             self._groups[node] = group
             try:
                 await asyncio.wait_for(group.ready(), self._start_deadline_s)
             except (TimeoutError, GetTimeoutError):
                 raise RolloutError(
-                    f"the Ray cluster has no free CPU for {node}; each node of engines needs {_BUNDLE_CPUS}"
+                    f"no host of the Ray cluster has room for {node}, which needs "
+                    + " and ".join(f"{count} {kind}" for bundle in bundles for kind, count in bundle.items())
                 ) from None
         return group
 
@@ -184,14 +211,16 @@ def _look_at(answer: asyncio.Future[Any]) -> None:
         answer.exception()
 
 
-def _actor_environment() -> dict[str, str]:
+def _actor_environment(*, sees_gpu: bool) -> dict[str, str]:
     """One OpenMP thread unless the class sets more: spinning threads starve their neighbours."""
     own = {
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
     }
+    if not sees_gpu:
+        # Ray names the GPUs of an actor that has some, and hides none from one that has not.
+        own |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return own | _ENVIRONMENT
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.cluster import ClusterSpec, EngineCluster, start_cluster
+from engines.cluster import ClusterSpec, EngineCluster, gpu_engines_by_node, start_cluster
 from engines.model.load import inspect_model
 from engines.model.runner import NamedArray
 from engines.types import Weights
@@ -77,6 +77,7 @@ class AsyncRolloutBackend:
             config.ray.address,
             num_nodes=num_nodes,
             start_deadline_s=config.engines.start_deadline_s,
+            gpu_actors=gpu_engines_by_node(config.engines),
         )
         self._ray = ray
         try:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rollout.chain_arithmetic import ALPHABET
+from rollout.chain_arithmetic import ALPHABET, TURN_END
 
 PAD = "_"
-END = "#"
+
 MAX_CONTEXT_TOKENS = 256
 
 
@@ -36,7 +36,7 @@ def make_char_model(directory: Path, seed: int) -> None:
         tie_word_embeddings=True,
         pad_token_id=ALPHABET.index(PAD),
         bos_token_id=None,
-        eos_token_id=ALPHABET.index(END),
+        eos_token_id=ALPHABET.index(TURN_END),
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):
@@ -58,7 +58,7 @@ def save_char_tokenizer(directory: Path) -> None:
     PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
-        eos_token=END,
+        eos_token=TURN_END,
         clean_up_tokenization_spaces=False,
         model_max_length=MAX_CONTEXT_TOKENS,
     ).save_pretrained(directory)

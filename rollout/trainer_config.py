@@ -47,7 +47,8 @@ class TrainerConfig:
     ranks: int
     """Training processes."""
     device: Literal["auto", "cpu", "cuda"]
-    """Where the ranks compute; `auto` takes CUDA if there is one."""
+    """Where the ranks compute. In a job only `cuda` gives each rank a GPU of its own, beside the engines';
+    `auto` takes what the rank's process sees."""
     dtype: Literal["float32", "bfloat16"]
     """Of the weights in the forward pass; the optimiser's own copy is float32."""
     threads: int

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from engines.cluster import Spawn
+from rollout.batch import TrainRow
 from rollout.train_metrics import TrainMetrics
 from rollout.trainer import TrainerRank
 from rollout.trainer_config import TrainerConfig
@@ -42,6 +44,7 @@ class TrainerGroup:
                     seed=seed,
                     name=f"trainer-{rank}",
                     node=None,
+                    gpu=config.device == "cuda",
                 )
                 for rank in range(config.ranks)
             )
@@ -56,6 +59,11 @@ class TrainerGroup:
         """One GRPO step on all of a rollout step's trajectories."""
         metrics: TrainMetrics = (await self._all("train_step", trajectories, sampling_temperature))[0]
         return metrics
+
+    async def logprobs(self, rows: Sequence[TrainRow], sampling_temperature: float) -> list[array[float]]:
+        """The trainer's own logprobs of the rows' sampled tokens, 0.0 elsewhere."""
+        found: list[array[float]] = (await self._all("logprobs", rows, sampling_temperature))[0]
+        return found
 
     async def weights(self) -> AsyncIterator[tuple[str, Any]]:
         """Every weight by name, gathered from all ranks a bucket at a time."""

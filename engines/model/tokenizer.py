@@ -14,6 +14,16 @@ from engines.errors import ModelUnsupported
 
 def load_tokenizer(path: str) -> Any:
     """The folder's tokenizer; raises ModelUnsupported if it has none."""
+    tokenizer = _open(path)
+    if not tokenizer.encode("1"):
+        raise ModelUnsupported(
+            f"model.path={path} has no usable tokenizer (it knows no text); put the model's tokenizer "
+            "files (tokenizer.json, tokenizer_config.json) beside its weights"
+        )
+    return tokenizer
+
+
+def _open(path: str) -> Any:
     try:
         if (Path(path) / "tokenizer.json").is_file():
             from transformers import PreTrainedTokenizerFast

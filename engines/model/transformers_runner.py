@@ -51,7 +51,7 @@ class TransformersRunner:
         logits = self._model(
             token_ids.to(self.device),
             position_ids=position_ids.to(self.device),
-            attention_mask=prefill_mask(shape).to(self.device),
+            attention_mask=prefill_mask(shape, self.device),
             past_key_values=stream_cache(self._format, shape, feed),
             use_cache=True,
             logits_to_keep=kept.to(self.device),
@@ -114,14 +114,14 @@ def batch_shape(rows: Sequence[PrefillRow]) -> BatchShape:
     return BatchShape(tuple(row.hit_tokens for row in rows), tuple(len(row.token_ids) for row in rows))
 
 
-def prefill_mask(shape: BatchShape) -> Tensor:
+def prefill_mask(shape: BatchShape, device: torch.device) -> Tensor:
     """True where a query may look: [rows, 1, new_columns, columns].
 
     A padded query sees what the columns before it hold, so that no softmax is empty.
     """
-    hit = torch.tensor(shape.hit_tokens)[:, None, None]
-    query = torch.arange(shape.new_columns)[None, :, None]
-    column = torch.arange(shape.columns)[None, None, :]
+    hit = torch.tensor(shape.hit_tokens, device=device)[:, None, None]
+    query = torch.arange(shape.new_columns, device=device)[None, :, None]
+    column = torch.arange(shape.columns, device=device)[None, None, :]
     in_hit = column < hit
     in_new = (column >= shape.hit_columns) & (column - shape.hit_columns <= query)
     return (in_hit | in_new)[:, None]

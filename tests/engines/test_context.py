@@ -51,8 +51,9 @@ def test_an_extended_context_goes_its_own_way(tokens: list[int], more: list[int]
     context = opened(tokens)
     longer = context.extended(more)
     context.append(other)
-    assert list(longer.token_ids) == tokens + more and longer.keys == opened(tokens + more).keys
-    assert list(context.token_ids) == tokens + other and context.keys == opened(tokens + other).keys
+    for found, expected in ((longer, tokens + more), (context, tokens + other)):
+        assert list(found.token_ids) == expected
+        assert found.keys == opened(expected).keys
 
 
 @given(TOKENS, TOKENS)

@@ -51,7 +51,7 @@ def test_the_tokenizer_has_one_token_per_character_and_gives_the_text_back(folde
     assert tokenizer(ALPHABET).input_ids == list(range(len(ALPHABET)))
     assert tokenizer.decode(list(range(len(ALPHABET)))) == ALPHABET
     assert tokenizer("Q23*47-5?").input_ids == [ALPHABET.index(char) for char in "Q23*47-5?"]
-    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, ALPHABET.index("#"))
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, ALPHABET.index(";"))
 
 
 def test_the_tokenizer_refuses_a_character_it_does_not_know(folder: Path) -> None:

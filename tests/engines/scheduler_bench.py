@@ -1,0 +1,158 @@
+"""A scheduler with one prefill node and two decode nodes and no engines behind it: the tests play them.
+
+Time is a clock the tests turn; only deadlines are real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from engines.config import SchedulerConfig
+from engines.scheduler import Scheduler
+from engines.types import (
+    AnnouncedBlock,
+    EngineId,
+    EngineInfo,
+    EngineRole,
+    NodeId,
+    Placement,
+    RequestId,
+    SlotId,
+    TurnRequest,
+    Weights,
+)
+from kvstore.keys import BlockKey, KeyChain, WeightsId, chain_root
+from kvstore.layout import BlockLayout, KVFormat, KVGroup
+from kvstore.store import BlockLocation
+
+LAYOUT = BlockLayout(KVFormat("float32", 1, (KVGroup("kv", 16),)), block_tokens=4)
+WEIGHTS, NEXT_WEIGHTS = Weights(0, WeightsId("old")), Weights(1, WeightsId("new"))
+PREFILL, DECODE_0, DECODE_1 = NodeId("prefill-0"), NodeId("decode-0"), NodeId("decode-1")
+SLOTS = {PREFILL: 12, DECODE_0: 14, DECODE_1: 14}
+RESERVE = 2
+LENDABLE = sum(SLOTS.values()) - 2 * RESERVE
+LOAD_LIMIT = 90
+KV_TOKENS = 80
+
+
+class Clock:
+    """Time that passes when a test says so. It starts at 0."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Bench:
+    """A scheduler with its cluster registered."""
+
+    scheduler: Scheduler
+    clock: Clock
+    reserves: dict[NodeId, tuple[SlotId, ...]] = field(default_factory=dict)
+    requests: dict[RequestId, TurnRequest] = field(default_factory=dict)
+
+    def submit(self, request: TurnRequest) -> asyncio.Task[Placement]:
+        self.requests[request.request_id] = request
+        return asyncio.create_task(self.scheduler.submit(request))
+
+    async def place(self, request: TurnRequest) -> Placement:
+        return await asyncio.wait_for(self.submit(request), 5)
+
+    def new_keys(self, placement: Placement) -> tuple[BlockKey, ...]:
+        """Prompt blocks the turn makes."""
+        return self.requests[placement.request_id].keys[len(placement.prefill_slots) :]
+
+    async def end(self, placement: Placement) -> None:
+        """What the engines and the client say when all goes well."""
+        await self.scheduler.prefilled(placement.request_id)
+        await self.scheduler.finish(placement.request_id)
+        await self.store(self.new_keys(placement))
+        await self.scheduler.release_slots(placement.request_id, placement.decode_slots)
+
+    async def store(self, keys: tuple[BlockKey, ...], weights: Weights = WEIGHTS) -> None:
+        await self.scheduler.announce([stored(key) for key in keys], [], weights.weights_id)
+
+
+async def open_bench(pending_deadline_s: float = 5.0) -> Bench:
+    clock = Clock()
+    config = SchedulerConfig(
+        "basic", place_deadline_s=5, pending_deadline_s=pending_deadline_s, max_attempts=1
+    )
+    scheduler = Scheduler(config, prefill_load_limit_tokens=LOAD_LIMIT, weights=WEIGHTS, clock=clock)
+    bench = Bench(scheduler, clock)
+    for node_id, num_slots in SLOTS.items():
+        await scheduler.register_node(node_id, num_slots, LAYOUT)
+    for node_id in (DECODE_0, DECODE_1):
+        info = EngineInfo(EngineId(node_id), node_id, EngineRole.DECODE, KV_TOKENS)
+        bench.reserves[node_id] = await scheduler.register_engine(info, RESERVE)
+    for name in ("prefill-a", "prefill-b"):
+        await scheduler.register_engine(EngineInfo(EngineId(name), PREFILL, EngineRole.PREFILL), 0)
+    return bench
+
+
+def on_a_bench(
+    play: Callable[[Bench], Awaitable[None]], pending_deadline_s: float = 5.0, quarantined: int = 0
+) -> None:
+    """Run a test; on the way out the books agree and every slot but the quarantined ones is free."""
+
+    async def run() -> None:
+        bench = await open_bench(pending_deadline_s)
+        await play(bench)
+        await settle()
+        bench.scheduler.check()
+        figures = await bench.scheduler.figures()
+        assert (figures["queue_length"], figures["placed"]) == (0, 0), figures
+        assert figures["quarantined_slots"] == quarantined, figures
+        assert figures["free_slots"] == LENDABLE - quarantined, figures
+
+    asyncio.run(run())
+
+
+async def settle() -> None:
+    """Let every task run as far as it can."""
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+def keys_of(conversation: int, num_tokens: int, weights: Weights = WEIGHTS) -> tuple[BlockKey, ...]:
+    chain = KeyChain(chain_root(weights.weights_id, LAYOUT.format), LAYOUT.block_tokens)
+    chain.extend(array("i", (1000 * conversation + i for i in range(num_tokens))))
+    return tuple(chain.keys)
+
+
+def turn(
+    name: str,
+    prompt_tokens: int,
+    *,
+    conversation: int = 0,
+    max_output_tokens: int = 4,
+    weights: Weights = WEIGHTS,
+    deadline_s: float = 60.0,
+    failed: frozenset[EngineId] = frozenset(),
+) -> TurnRequest:
+    return TurnRequest(
+        request_id=RequestId(name),
+        keys=keys_of(conversation, prompt_tokens, weights),
+        prompt_tokens=prompt_tokens,
+        max_output_tokens=max_output_tokens,
+        weights_version=weights.version,
+        deadline_s=deadline_s,
+        failed_engines=failed,
+    )
+
+
+def stored(key: BlockKey) -> AnnouncedBlock:
+    return AnnouncedBlock(key, BlockLocation("segment", int.from_bytes(key[:4], "big"), 4096, 0))
+
+
+async def raises(error: type[Exception], match: str, waiting: asyncio.Task[Placement]) -> None:
+    with pytest.raises(error, match=match):
+        await asyncio.wait_for(waiting, 5)

@@ -1,0 +1,258 @@
+"""Random walks through the scheduler: whatever is said in whatever order, the books agree, nobody gets a slot
+that somebody else has, nobody waits for nobody, and in the end everything is free."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from engines.errors import PlacementTimeout
+from engines.types import NodeId, Placement, RequestId, SlotId
+from kvstore.keys import BlockKey
+from tests.engines.scheduler_bench import (
+    LAYOUT,
+    LENDABLE,
+    SLOTS,
+    WEIGHTS,
+    Bench,
+    keys_of,
+    open_bench,
+    settle,
+    stored,
+    turn,
+)
+
+
+class Walk:
+    """Plays clients, engines and stores at random, and keeps its own account of who owns which slot."""
+
+    def __init__(self, bench: Bench, seed: int) -> None:
+        self.bench = bench
+        self.rng = random.Random(seed)
+        self.num_submitted = 0
+        self.number_of: dict[RequestId, int] = {}
+        self.order: list[int] = []
+        """Numbers of the turns that waited for no block, as they were placed."""
+        self.waiting: dict[RequestId, asyncio.Task[Placement]] = {}
+        self.placed: dict[RequestId, Placement] = {}
+        self.prefilled: set[RequestId] = set()
+        self.finished: set[RequestId] = set()
+        self.kept: dict[RequestId, set[SlotId]] = {}
+        """Decode slots not released yet."""
+        self.quarantined: set[tuple[NodeId, SlotId]] = set()
+        self.expected: list[BlockKey] = []
+        self.pause: asyncio.Task[None] | None = None
+
+    async def step(self) -> None:
+        self.bench.clock.now_s += self.rng.random()
+        moves = [
+            (6, self.submit),
+            (3, self.end_prefill),
+            (4, self.release),
+            (3, self.finish),
+            (2, self.expect),
+            (4, self.announce),
+            (1, self.discard),
+            (1, self.cancel),
+            (1, self.take_back),
+            (1, self.pause_or_resume),
+        ]
+        weights, choices = zip(*moves, strict=True)
+        await self.rng.choices(choices, weights)[0]()
+        await settle()
+        self.collect()
+        await self.check()
+        assert self.order == sorted(self.order), "somebody was overtaken"
+
+    # -- moves --
+
+    async def submit(self) -> None:
+        # A decode node keeps room for any of these though slots are quarantined: see `finish`.
+        prompt_tokens = self.rng.randint(1, 28)
+        request = turn(
+            f"t{self.num_submitted}",
+            prompt_tokens,
+            conversation=self.rng.randint(0, 3),
+            max_output_tokens=self.rng.randint(1, 40),
+        )
+        self.number_of[request.request_id] = self.num_submitted
+        self.num_submitted += 1
+        self.waiting[request.request_id] = self.bench.submit(request)
+
+    async def end_prefill(self) -> None:
+        for request_id in self.some(self.placed.keys() - self.finished - self.prefilled):
+            await self.bench.scheduler.prefilled(request_id)
+            self.prefilled.add(request_id)
+            self.expected += self.bench.new_keys(self.placed[request_id])
+
+    async def release(self) -> None:
+        for request_id in self.some(self.kept.keys()):
+            slots = self.rng.sample(
+                sorted(self.kept[request_id]), self.rng.randint(0, len(self.kept[request_id]))
+            )
+            self.kept[request_id] -= set(slots)
+            await self.bench.scheduler.release_slots(request_id, slots)
+            self.forget_if_over(request_id)
+
+    async def finish(self) -> None:
+        for request_id in self.some(self.placed.keys()):
+            resolved = self.rng.random() < 0.7 or not self.may_lose(request_id)
+            await self.bench.scheduler.finish(request_id, resolved=resolved)
+            if request_id in self.finished and resolved:
+                continue
+            self.finished.add(request_id)
+            if not resolved:
+                self.set_aside(request_id)
+            if not resolved or request_id not in self.prefilled:
+                self.kept[request_id] = set()
+            self.forget_if_over(request_id)
+
+    async def expect(self) -> None:
+        keys = keys_of(self.rng.randint(0, 3), self.rng.randint(4, 28))
+        picked = keys[self.rng.randint(0, len(keys) - 1) :]
+        self.expected += picked
+        await self.bench.scheduler.expect(picked, WEIGHTS.weights_id)
+        # The head may have begun to wait for one; who is behind it moves up with the next event.
+        if self.pause is None:
+            await self.bench.scheduler.resume()
+
+    async def announce(self) -> None:
+        self.rng.shuffle(self.expected)
+        ended, self.expected = self.expected[:6], self.expected[6:]
+        fails = [self.rng.random() < 0.2 for _ in ended]
+        failed = [key for key, fail in zip(ended, fails, strict=True) if fail]
+        done = [stored(key) for key, fail in zip(ended, fails, strict=True) if not fail]
+        await self.bench.scheduler.announce(done, failed, WEIGHTS.weights_id)
+
+    async def discard(self) -> None:
+        keys = keys_of(self.rng.randint(0, 3), 28)
+        await self.bench.scheduler.discard(self.rng.sample(keys, 2))
+
+    async def cancel(self) -> None:
+        """The caller goes away, as clients do: it ends what it may have been given."""
+        for request_id in self.some(self.waiting.keys()):
+            task = self.waiting.pop(request_id)
+            task.cancel()
+            await asyncio.wait([task])
+            self.bench.clock.now_s += 1.0
+            await self.bench.scheduler.finish(request_id)
+
+    async def take_back(self) -> None:
+        """The caller went away in another process: only its finish arrives."""
+        for request_id in self.some(self.waiting.keys()):
+            await self.bench.scheduler.finish(request_id)
+
+    async def pause_or_resume(self) -> None:
+        if self.pause is None:
+            self.pause = asyncio.create_task(self.bench.scheduler.pause(60))
+        else:
+            self.pause.cancel()
+            await asyncio.wait([self.pause])
+            self.pause = None
+            await self.bench.scheduler.resume()
+
+    # -- the account --
+
+    def some(self, request_ids: Any) -> list[RequestId]:
+        """One of them, if there is one."""
+        ordered = sorted(request_ids)
+        return [self.rng.choice(ordered)] if ordered else []
+
+    def collect(self) -> None:
+        for request_id, task in list(self.waiting.items()):
+            if not task.done():
+                continue
+            del self.waiting[request_id]
+            if isinstance(task.exception(), PlacementTimeout):
+                continue
+            placement = task.result()
+            self.placed[request_id] = placement
+            self.kept[request_id] = set(placement.decode_slots)
+            if not placement.waited.persist_wait:
+                self.order.append(self.number_of[request_id])
+            assert min(placement.waited.values()) > -1e-9
+            assert placement.hit_tokens % LAYOUT.block_tokens == 0
+            assert len(placement.prefill_slots) * LAYOUT.block_tokens == placement.hit_tokens
+
+    def may_lose(self, request_id: RequestId) -> bool:
+        """Whether every node still has room for the largest turn without this one's slots."""
+        placement = self.placed[request_id]
+        num_lost = len(placement.prefill_slots) + len(placement.decode_slots)
+        return len(self.quarantined) + num_lost <= 4
+
+    def set_aside(self, request_id: RequestId) -> None:
+        placement = self.placed[request_id]
+        self.quarantined |= {(placement.decode_node, slot) for slot in self.kept[request_id]}
+        if request_id not in self.prefilled:
+            self.quarantined |= {(placement.prefill_node, slot) for slot in placement.prefill_slots}
+
+    def forget_if_over(self, request_id: RequestId) -> None:
+        if request_id in self.finished and not self.kept[request_id]:
+            del self.placed[request_id], self.kept[request_id]
+
+    def owned(self) -> list[tuple[NodeId, SlotId]]:
+        """Every slot anybody owns, once per owner."""
+        slots = [*self.quarantined]
+        slots += [(node_id, slot) for node_id, own in self.bench.reserves.items() for slot in own]
+        for request_id, placement in self.placed.items():
+            slots += [(placement.decode_node, slot) for slot in self.kept[request_id]]
+            if request_id not in self.prefilled and request_id not in self.finished:
+                slots += [(placement.prefill_node, slot) for slot in placement.prefill_slots]
+        return slots
+
+    async def check(self) -> None:
+        scheduler = self.bench.scheduler
+        scheduler.check()
+        owned, figures = self.owned(), await scheduler.figures()
+        assert len(set(owned)) == len(owned), "a slot has two owners"
+        assert figures["free_slots"] == sum(SLOTS.values()) - len(owned), (figures, len(owned))
+        assert figures["quarantined_slots"] == len(self.quarantined)
+        assert figures["placed"] == len(self.placed)
+        if self.pause is None:
+            waited_for = figures["placed"] or self.expected
+            assert waited_for or not figures["queue_length"], "somebody waits for nobody"
+            await scheduler.resume()
+            assert await scheduler.figures() == figures, "the head had a place and did not get it"
+        elif self.pause.done():
+            assert not figures["placed"]
+
+    async def end(self) -> None:
+        """Everybody does what is left to do; nobody new comes."""
+        if self.pause is not None:
+            await self.pause_or_resume()
+        while self.waiting or self.placed or self.expected:
+            before = (len(self.waiting), len(self.placed), len(self.expected))
+            self.bench.clock.now_s += 1.0
+            await self.announce()
+            for request_id, placement in list(self.placed.items()):
+                self.bench.clock.now_s += 1.0
+                self.prefilled.add(request_id)
+                self.kept[request_id] = set()
+                self.finished.add(request_id)
+                await self.bench.end(placement)
+                self.forget_if_over(request_id)
+            await settle()
+            self.collect()
+            await self.check()
+            assert (len(self.waiting), len(self.placed), len(self.expected)) != before, "deadlock"
+
+
+@pytest.mark.parametrize("first_seed", range(0, 300, 50))
+def test_no_walk_through_the_scheduler_leaks_or_gets_stuck(first_seed: int) -> None:
+    async def run(seed: int) -> Walk:
+        bench = await open_bench(pending_deadline_s=60)
+        walk = Walk(bench, seed)
+        for _ in range(70):
+            await walk.step()
+        await walk.end()
+        figures = await bench.scheduler.figures()
+        assert figures["free_slots"] == LENDABLE - len(walk.quarantined), (seed, figures)
+        return walk
+
+    walks = [asyncio.run(run(seed)) for seed in range(first_seed, first_seed + 50)]
+    # The walks went where they should.
+    assert sum(len(walk.order) for walk in walks) > 300
+    assert sum(bool(walk.quarantined) for walk in walks) > 10
