@@ -121,6 +121,7 @@ class RayCluster:
             if address is None:
                 # Logical CPUs: one for each node's placement group; processes share the real ones.
                 ray.init(
+                    address="local",  # never somebody else's that happens to run here
                     num_cpus=num_nodes * _BUNDLE_CPUS,
                     include_dashboard=False,
                     object_store_memory=_object_store_bytes(),
@@ -129,7 +130,10 @@ class RayCluster:
             else:
                 ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"ray.address={address} cannot be joined: {_first_line(error)}") from error
+            what = (
+                "Ray cannot be started here" if address is None else f"ray.address={address} cannot be joined"
+            )
+            raise UserError(f"{what}: {_first_line(error)}") from error
 
     async def spawn(
         self, cls: type, *args: object, name: str, node: NodeId | None, gpu: bool = False, **kwargs: object

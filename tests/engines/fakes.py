@@ -1,0 +1,288 @@
+"""Parts that misbehave on purpose, and the way to put them into a one-process cluster.
+
+They wrap the real part behind its own seam (BlockStore, Transport, ModelRunner, a peer), so what lies between
+them is the product. `Parts` says which part of a cluster is wrapped in what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engines.client import EngineClient
+from engines.context import Context
+from engines.decode import DecodeEngine
+from engines.errors import EngineFailed
+from engines.model.tokenizer import load_tokenizer
+from engines.node import NodeAgent, NodeProcess
+from engines.prefill import PrefillEngine
+from engines.processes import DecodeProcess, PrefillProcess, open_runner
+from engines.types import HandOver, NodeId, RequestId, SamplingParams, TurnResult
+from kvstore.errors import TransferError
+from kvstore.open_store import open_store, open_transport
+from kvstore.staging import StagingMemory
+from kvstore.store import BlockLocation, BlockRead, BlockReadResult, BlockStore, BlockWrite, ReadStatus
+from kvstore.traffic import TrafficClass
+from kvstore.transport import RegionHandle, TransferOp, Transport
+from tests.engines.tiny_models import VOCABULARY
+
+PATIENCE_S = 30.0
+Wrap = Callable[[Any, str], Any]
+
+
+def _as_it_is(part: Any, name: str) -> Any:
+    return part
+
+
+@dataclass
+class Parts:
+    """Wrappers of a cluster's parts; each gets the real part and the name of its node or engine."""
+
+    store: Wrap = _as_it_is
+    transport: Wrap = _as_it_is
+    runner: Wrap = _as_it_is
+    peer: Wrap = _as_it_is
+    """Scheduler, node agents and engines, as others call them."""
+
+    async def spawn(
+        self, cls: type, *args: Any, name: str, node: NodeId | None, gpu: bool = False, **kwargs: Any
+    ) -> Any:
+        part: Any
+        if cls is NodeProcess:
+            part = self._node(*args)
+        elif cls is PrefillProcess:
+            part = self._engine(PrefillEngine, *args, **kwargs)
+        elif cls is DecodeProcess:
+            part = self._engine(DecodeEngine, *args, **kwargs)
+        else:
+            part = cls(*args, **kwargs)
+        return self.peer(part, name)
+
+    def _node(self, node_id: NodeId, config: Any, layout: Any, directory: str, writer_id: str) -> NodeAgent:
+        staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
+        store = open_store(config, layout, directory=Path(directory), writer_id=writer_id)
+        return NodeAgent(node_id, self.store(store, node_id), staging)
+
+    def _engine(
+        self, cls: Any, engine_id: str, config: Any, path: str, block_tokens: int, **kwargs: Any
+    ) -> Any:
+        runner = self.runner(open_runner(config, path, block_tokens), engine_id)
+        transport = self.transport(open_transport(kwargs.pop("transport")), engine_id)
+        return cls(engine_id, config, runner, load_tokenizer(path), transport, **kwargs)
+
+
+class Gate:
+    """While it is shut, threads that come to it wait; a test sees the first of them come."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        self._reached = threading.Event()
+
+    def shut(self) -> None:
+        self._reached.clear()
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def pass_through(self) -> None:
+        self._reached.set()
+        assert self._open.wait(PATIENCE_S), "a test left a gate shut"
+
+    async def reached(self) -> None:
+        """Return when somebody stands before the gate."""
+        assert await asyncio.to_thread(self._reached.wait, PATIENCE_S), "nobody came to the gate"
+
+
+class GatedStore:
+    """A store whose reads and writes wait at gates."""
+
+    def __init__(self, store: BlockStore, *, reads: Gate, writes: Gate) -> None:
+        self._store = store
+        self._reads = reads
+        self._writes = writes
+
+    def read(self, reads: Sequence[BlockRead], deadline_s: float) -> list[BlockReadResult]:
+        self._reads.pass_through()
+        return self._store.read(reads, deadline_s)
+
+    def write(self, writes: Sequence[BlockWrite], deadline_s: float) -> list[BlockLocation | None]:
+        self._writes.pass_through()
+        return self._store.write(writes, deadline_s)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class FullStore(GatedStore):
+    """A store that takes no block."""
+
+    def __init__(self, store: BlockStore) -> None:
+        super().__init__(store, reads=Gate(), writes=Gate())
+
+    def write(self, writes: Sequence[BlockWrite], deadline_s: float) -> list[BlockLocation | None]:
+        return [None] * len(writes)
+
+
+class LateStore(GatedStore):
+    """A store whose first read gives no answer in time."""
+
+    def __init__(self, store: BlockStore) -> None:
+        super().__init__(store, reads=Gate(), writes=Gate())
+        self.num_late = 0
+
+    def read(self, reads: Sequence[BlockRead], deadline_s: float) -> list[BlockReadResult]:
+        if self.num_late:
+            return super().read(reads, deadline_s)
+        self.num_late = len(reads)
+        return [BlockReadResult(ReadStatus.TIMED_OUT, settled=threading.Event()) for _ in reads]
+
+
+class FaultyTransport:
+    """A transport whose next writes can be made to wait, to fail, or to arrive with one bit flipped."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.gate = Gate()
+        self.flip_op: int | None = None
+        """Flip a bit of this op of the next write."""
+        self.num_to_fail = 0
+        self.most_in_flight = 0
+        self._transport = transport
+        self._in_flight = 0
+        self._changed = threading.Condition()
+
+    def wrapped(self, transport: Transport, name: str) -> FaultyTransport:
+        self._transport = transport
+        return self
+
+    def read(
+        self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float
+    ) -> None:
+        self._transport.read(region, ops, traffic_class, deadline_s)
+
+    def write(
+        self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float
+    ) -> None:
+        with self._changed:
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+            self._changed.notify_all()
+        try:
+            self.gate.pass_through()
+            self._transport.write(region, self._damaged(ops), traffic_class, deadline_s)
+        finally:
+            with self._changed:
+                self._in_flight -= 1
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _damaged(self, ops: Sequence[TransferOp]) -> Sequence[TransferOp]:
+        if self.num_to_fail > 0:
+            self.num_to_fail -= 1
+            raise TransferError("the cable is out")
+        if self.flip_op is None:
+            return ops
+        damaged = list(ops)
+        op = damaged[self.flip_op]
+        local = op.local.copy()
+        local[len(local) // 2] ^= 0x10
+        damaged[self.flip_op], self.flip_op = TransferOp(local, op.remote_offset), None
+        return damaged
+
+
+class WatchedRunner:
+    """A runner whose steps wait at gates, may break, and whose decode rows are kept."""
+
+    def __init__(self, runner: Any) -> None:
+        self.prefills, self.decodes = Gate(), Gate()
+        self.breaks = False
+        self.tables: list[list[list[int]]] = []
+        """Per decode step, every row's block table."""
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def prefill(self, rows: Any, feed: Any) -> Any:
+        self.prefills.pass_through()
+        if self.breaks:
+            raise RuntimeError("a prefill step broke")
+        return self._runner.prefill(rows, feed)
+
+    def decode(self, rows: Any) -> Any:
+        self.decodes.pass_through()
+        if self.breaks:
+            raise RuntimeError("a decode step broke")
+        self.tables.append([list(row.block_table) for row in rows])
+        return self._runner.decode(rows)
+
+
+class Border:
+    """Calls as between processes: a caller that goes away does not end the call."""
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._part, name)
+        if not inspect.iscoroutinefunction(method):
+            return method
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            answer = asyncio.ensure_future(method(*args, **kwargs))
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+            return await asyncio.shield(answer)
+
+        return call
+
+
+class WatchedDecode:
+    """A decode engine that may refuse to generate; it counts what it is asked."""
+
+    def __init__(self, engine: Any) -> None:
+        self.hand_overs = asyncio.Semaphore(0)
+        """Released once for each turn it took over."""
+        self.num_asked = 0
+        self.num_to_refuse = 0
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def hand_over(self, turn: HandOver) -> None:
+        await self._engine.hand_over(turn)
+        self.hand_overs.release()
+
+    async def generate(self, request_id: RequestId) -> Any:
+        self.num_asked += 1
+        if self.num_to_refuse > 0:
+            self.num_to_refuse -= 1
+            raise EngineFailed("it broke")
+        return await self._engine.generate(request_id)
+
+
+# Conversations ----------------------------------------------------------------------------------
+
+
+def random_ids(num_tokens: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCABULARY - 1, (num_tokens,), generator=generator).tolist()
+
+
+async def take_turn(
+    client: EngineClient, context: Context, name: str, sampling: SamplingParams, appended: int
+) -> TurnResult:
+    """Append random ids that depend on `name`, generate, and append what was generated."""
+    context.append(random_ids(appended, seed=sum(name.encode()) * 1000 + appended))
+    result = await client.run_turn(context, RequestId(name), sampling, 60.0)
+    context.append(result.token_ids)
+    return result
