@@ -12,8 +12,8 @@ from kvstore.layout import MAX_BLOCK_TOKENS
 class StoreConfig:
     """The group `kvstore` of the configuration."""
 
-    kind: Literal["ssd", "memory"]
-    """ssd: a directory of any POSIX file system. memory: the node's DRAM, gone with the run."""
+    kind: Literal["ssd"]
+    """ssd: a directory of any POSIX file system, all nodes' own; on tmpfs it is a store in memory."""
     path: str | None
     """Directory of the ssd store; null: a directory inside run_dir."""
     block_tokens: int
@@ -24,12 +24,10 @@ class StoreConfig:
     """Threads of a node that read from the ssd store; half as many more write to it."""
     deadline_s: float
     """Seconds after which a batch of block reads or writes is given up; what is late is a miss."""
-    capacity_bytes: int
-    """Bytes that the memory store holds; the ssd store does not use it."""
 
     def __post_init__(self) -> None:
         checks = (
-            (self.kind in ("ssd", "memory"), "kind", "ssd or memory", self.kind),
+            (self.kind == "ssd", "kind", "ssd", self.kind),
             (self.path != "", "path", "a directory or null", self.path),
             (
                 1 <= self.block_tokens <= MAX_BLOCK_TOKENS,
@@ -40,7 +38,6 @@ class StoreConfig:
             (self.staging_bytes >= 1, "staging_bytes", ">= 1", self.staging_bytes),
             (1 <= self.io_threads <= 256, "io_threads", "1..256", self.io_threads),
             (0 < self.deadline_s <= 3600, "deadline_s", "above 0, at most 3600", self.deadline_s),
-            (self.capacity_bytes >= 1, "capacity_bytes", ">= 1", self.capacity_bytes),
         )
         for ok, name, bounds, value in checks:
             if not ok:

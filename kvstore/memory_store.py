@@ -1,4 +1,4 @@
-"""BlockStore in this process's memory: the plain variant, for tests and for runs without a disk.
+"""BlockStore in the memory of one process: the plain variant, where all nodes live in that process.
 
 Same behaviour as the SSD store, verification included; what does not fit is not stored.
 """

@@ -7,7 +7,6 @@ from typing import Literal
 
 from kvstore.config import StoreConfig
 from kvstore.layout import BlockLayout
-from kvstore.memory_store import MemoryStore
 from kvstore.shm_transport import SharedMemoryTransport
 from kvstore.ssd_store import SsdStore
 from kvstore.store import BlockStore
@@ -15,10 +14,8 @@ from kvstore.transport import Transport
 
 
 def open_store(config: StoreConfig, layout: BlockLayout, *, directory: Path, writer_id: str) -> BlockStore:
-    """The store of one node. `directory` is for the ssd store; `writer_id` is the node's own."""
+    """The store of one node. `directory` is shared with the other nodes; `writer_id` is the node's own."""
     match config.kind:
-        case "memory":
-            return MemoryStore(layout, config.capacity_bytes)
         case "ssd":
             return SsdStore(directory, layout, writer_id=writer_id, io_threads=config.io_threads)
 

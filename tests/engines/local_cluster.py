@@ -41,7 +41,6 @@ STORE = StoreConfig(
     staging_bytes=8 << 20,
     io_threads=2,
     deadline_s=10.0,
-    capacity_bytes=1 << 30,
 )
 
 

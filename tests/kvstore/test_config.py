@@ -7,13 +7,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from kvstore.config import StoreConfig
-from kvstore.memory_store import MemoryStore
 from kvstore.open_store import open_store
 from kvstore.ssd_store import SsdStore
 from tests.kvstore.kv_blocks import SMALL
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "kvstore").glob("*.yaml"))
-KINDS = {"ssd": SsdStore, "memory": MemoryStore}
+KINDS = {"ssd": SsdStore}
 
 
 def load(path):
@@ -33,7 +32,7 @@ def test_each_kind_has_its_file():
 @pytest.mark.parametrize(
     ("key", "value", "bounds"),
     [
-        ("kind", "tape", "ssd or memory"),
+        ("kind", "tape", "ssd"),
         ("path", "", "a directory or null"),
         ("block_tokens", 0, r"1\.\.128"),
         ("block_tokens", 129, r"1\.\.128"),
@@ -42,7 +41,6 @@ def test_each_kind_has_its_file():
         ("io_threads", 257, r"1\.\.256"),
         ("deadline_s", 0.0, "above 0"),
         ("deadline_s", float("nan"), "above 0"),
-        ("capacity_bytes", 0, ">= 1"),
     ],
 )
 def test_a_value_out_of_range_is_refused_naming_key_value_and_range(key, value, bounds):
