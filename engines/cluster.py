@@ -18,7 +18,7 @@ from engines.client import ClientParts
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.model.runner import NamedArray
 from engines.node import NodeProcess
-from engines.processes import DecodeProcess, PrefillProcess, resolve_device
+from engines.processes import DecodeProcess, EngineSpec, PrefillProcess, resolve_device
 from engines.scheduler import Scheduler
 from engines.types import EngineId, EngineInfo, EngineRole, NodeBytes, NodeId, TokenCounts, Weights
 from kvstore.config import StoreConfig
@@ -122,20 +122,19 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
     # The engines' own processes may see other devices than this one.
     config = replace(spec.engines, device=resolve_device(spec.engines.device))
     engine_ids = _engine_ids(config)
-    common = {"transport": spec.transport, "weights": spec.weights, "job_seed": spec.job_seed}
+    engine_spec = EngineSpec(
+        config, spec.model_path, spec.kvstore.block_tokens, spec.transport, spec.weights, spec.job_seed
+    )
     classes = {EngineRole.PREFILL: PrefillProcess, EngineRole.DECODE: DecodeProcess}
     started = await asyncio.gather(
         *(
             spawn(
                 classes[role],
                 engine_id,
-                config,
-                spec.model_path,
-                spec.kvstore.block_tokens,
+                engine_spec,
                 name=engine_id,
                 node=node_id,
                 gpu=config.device == "cuda",
-                **common,
             )
             for engine_id, (node_id, role) in engine_ids.items()
         )

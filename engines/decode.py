@@ -19,21 +19,18 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from engines.block_pool import BlockPool
-from engines.config import EnginesConfig
-from engines.engine_loop import EngineLoop
-from engines.errors import EngineFailed, RequestRefused
-from engines.model.runner import DecodeRow, ModelRunner, NamedArray
+from engines.engine import Engine, EngineParts
+from engines.errors import EngineFailed
+from engines.model.runner import DecodeRow
 from engines.peers import NodePeer, SchedulerPeer
 from engines.persistence import Persistence
 from engines.sampling import Sampled, SampleSpec, sample
-from engines.stopping import Decoder, StopCondition
-from engines.traffic_manager import open_traffic_manager
+from engines.stopping import StopCondition
 from engines.types import (
     BlockId,
     EngineId,
@@ -43,14 +40,10 @@ from engines.types import (
     PhaseSeconds,
     RequestId,
     SlotId,
-    TokenCounts,
-    Weights,
 )
 from kvstore.checksum import layer_checksums
 from kvstore.keys import BlockKey, block_key
-from kvstore.layout import BlockLayout
 from kvstore.staging import StagingHandle
-from kvstore.transport import Transport
 
 
 @dataclass(slots=True)
@@ -76,38 +69,18 @@ class _Running:
         return self.turn.placement.request_id
 
 
-class DecodeEngine:
+class DecodeEngine(Engine):
     """One GPU's (or CPU's) decode engine. Public methods run on one event loop."""
 
-    def __init__(
-        self,
-        engine_id: EngineId,
-        config: EnginesConfig,
-        runner: ModelRunner,
-        decoder: Decoder,
-        transport: Transport,
-        *,
-        weights: Weights,
-        job_seed: int,
-    ) -> None:
-        self._engine_id = engine_id
-        self._config = config
-        self._runner = runner
-        self._layout: BlockLayout = runner.layout
-        self._decoder = decoder
-        self._transport = transport
-        self._open = ExitStack()
-        self._open.callback(transport.close)
-        self._weights = weights
-        self._job_seed = job_seed
+    def __init__(self, engine_id: EngineId, parts: EngineParts) -> None:
+        super().__init__(engine_id, parts)
+        config, runner = parts.config, parts.runner
         self._pool = BlockPool(max(1, config.decode_kv_bytes // self._layout.full_block_bytes))
         self._kv: Tensor = runner.make_pool(self._pool.num_blocks)
         self._waiting: deque[_Running] = deque()
         self._running: list[_Running] = []
         self._results: dict[RequestId, asyncio.Future[GenerateResult]] = {}
         self._num_preempted = 0
-        self._failure: str | None = None
-        self._loop = EngineLoop(engine_id, self._step, self._fail_all)
 
     async def connect(
         self,
@@ -117,9 +90,7 @@ class DecodeEngine:
         reserve_slots: Sequence[SlotId],
     ) -> None:
         """Join the cluster and begin to serve. `reserve_slots` are this engine's own, for persisting."""
-        self._traffic = open_traffic_manager(staging, self._transport, self._runner)
-        self._open.callback(self._traffic.close)
-        self._events = asyncio.get_running_loop()
+        self._map(staging)
         self._persistence = Persistence(
             self._traffic,
             node,
@@ -129,9 +100,6 @@ class DecodeEngine:
             deadline_s=self._config.step_deadline_s,
         )
         self._loop.start()
-
-    async def layout(self) -> BlockLayout:
-        return self._layout
 
     async def kv_tokens(self) -> int:
         """Tokens the paged pool holds."""
@@ -143,7 +111,7 @@ class DecodeEngine:
         A turn that its first token ended is only persisted. Raises EngineFailed if the prompt's
         bytes are not what was sent.
         """
-        self._refuse_stale(turn)
+        self._refuse_stale(turn.placement)
         if self._failure is not None:
             raise EngineFailed(self._failure)
         await asyncio.to_thread(self._verify, turn)
@@ -173,21 +141,6 @@ class DecodeEngine:
         if result is not None and not result.done():
             result.cancel()
 
-    async def load_weights(self, bucket: Sequence[NamedArray]) -> None:
-        """Copy a bucket of new weights into the model."""
-        await self._loop.call(lambda: self._runner.load_weights(bucket), self._config.start_deadline_s)
-
-    async def set_weights(self, weights: Weights) -> None:
-        """All buckets of `weights` are loaded: serve under them."""
-        self._weights = weights
-
-    async def counts(self) -> TokenCounts:
-        return self._runner.counts
-
-    async def moved_bytes(self) -> dict[str, int]:
-        """Bytes moved since the start, by hop."""
-        return self._traffic.by_hop()
-
     async def figures(self) -> dict[str, float]:
         """What the engine holds right now, for metrics."""
         return {
@@ -197,18 +150,7 @@ class DecodeEngine:
             "preempted": self._num_preempted,
         }
 
-    async def close(self) -> None:
-        self._loop.stop(self._config.step_deadline_s)
-        self._open.close()
-
     # -- on the event loop ---------------------------------------------------------------------------
-
-    def _refuse_stale(self, turn: HandOver) -> None:
-        if turn.placement.weights_id != self._weights.weights_id:
-            raise RequestRefused(
-                f"{turn.placement.request_id} was placed for weights version "
-                f"{turn.placement.weights_version}, {self._engine_id} holds {self._weights.version}"
-            )
 
     def _verify(self, turn: HandOver) -> None:
         """Compare every prompt byte in the slots with the checksums it was sent with."""

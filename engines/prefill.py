@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engines.config import EnginesConfig
-from engines.engine_loop import EngineLoop
-from engines.errors import EngineFailed, RequestRefused
-from engines.model.runner import BatchShape, ModelRunner, NamedArray, PrefillRow
+from engines.engine import Engine, EngineParts
+from engines.errors import EngineFailed
+from engines.model.runner import BatchShape, PrefillRow
 from engines.peers import DecodePeer, NodePeer, SchedulerPeer
 from engines.prefill_feed import FeedRow, PrefillFeed
 from engines.sampling import Sampled, SampleSpec, sample
 from engines.scheduling.prefill_batch import Waiting, pick_batch
-from engines.stopping import Decoder, StopCondition
-from engines.traffic_manager import open_traffic_manager
+from engines.stopping import StopCondition
 from engines.types import (
     BlockLoad,
     EngineId,
@@ -37,14 +34,11 @@ from engines.types import (
     PrefillJob,
     ReadSide,
     RequestId,
-    TokenCounts,
-    Weights,
 )
 from kvstore.errors import TransferError
-from kvstore.layout import BlockLayout
 from kvstore.staging import StagingHandle
 from kvstore.store import BlockReadResult, ReadStatus
-from kvstore.transport import RegionHandle, Transport
+from kvstore.transport import RegionHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,36 +56,16 @@ class _Ready:
     since_s: float
 
 
-class PrefillEngine:
+class PrefillEngine(Engine):
     """One GPU's (or CPU's) prefill engine. Public methods run on one event loop."""
 
-    def __init__(
-        self,
-        engine_id: EngineId,
-        config: EnginesConfig,
-        runner: ModelRunner,
-        decoder: Decoder,
-        transport: Transport,
-        *,
-        weights: Weights,
-        job_seed: int,
-    ) -> None:
-        self._engine_id = engine_id
-        self._config = config
-        self._runner = runner
-        self._decoder = decoder
-        self._transport = transport
-        self._open = ExitStack()
-        self._open.callback(transport.close)
-        self._weights = weights
-        self._job_seed = job_seed
+    def __init__(self, engine_id: EngineId, parts: EngineParts) -> None:
+        super().__init__(engine_id, parts)
         self._ready: list[_Ready] = []
         self._running: list[_Ready] = []
         self._turns: dict[RequestId, asyncio.Task[FirstToken | HitLost]] = {}
         self._aborted: set[RequestId] = set()
         self._peak_resident_layers = 0
-        self._failure: str | None = None
-        self._loop = EngineLoop(engine_id, self._step, self._fail_all)
 
     async def connect(
         self,
@@ -102,28 +76,23 @@ class PrefillEngine:
         regions: Mapping[NodeId, RegionHandle],
     ) -> None:
         """Join the cluster and begin to serve. `staging` is the own node's memory."""
-        self._traffic = open_traffic_manager(staging, self._transport, self._runner)
-        self._open.callback(self._traffic.close)
+        self._map(staging)
         self._node = node
         self._scheduler = scheduler
         self._decode_engines = decode_engines
         self._regions = regions
-        self._events = asyncio.get_running_loop()
         self._loop.start()
-
-    async def layout(self) -> BlockLayout:
-        return self._runner.layout
 
     async def prefill(self, job: PrefillJob) -> FirstToken | HitLost:
         """Compute a placed prompt; returns when the decode engine has taken the turn over.
 
         A caller that goes away does not end the turn: its reads and its step would go on. `abort` does.
         """
-        self._refuse_stale(job)
+        self._refuse_stale(job.placement)
         request_id = job.placement.request_id
         turn = self._events.create_task(self._serve(job))
         self._turns[request_id] = turn
-        turn.add_done_callback(lambda _: self._forget(request_id))
+        turn.add_done_callback(lambda turn: self._forget(request_id, turn))
         return await asyncio.shield(turn)
 
     async def abort(self, request_id: RequestId) -> None:
@@ -137,28 +106,9 @@ class PrefillEngine:
         if turn is not None and not turn.done():
             raise EngineFailed(f"{self._engine_id} could not end {request_id}")
 
-    async def load_weights(self, bucket: Sequence[NamedArray]) -> None:
-        """Copy a bucket of new weights into the model."""
-        await self._loop.call(lambda: self._runner.load_weights(bucket), self._config.start_deadline_s)
-
-    async def set_weights(self, weights: Weights) -> None:
-        """All buckets of `weights` are loaded: serve under them."""
-        self._weights = weights
-
-    async def counts(self) -> TokenCounts:
-        return self._runner.counts
-
-    async def moved_bytes(self) -> dict[str, int]:
-        """Bytes moved since the start, by hop."""
-        return self._traffic.by_hop()
-
     async def peak_resident_layers(self) -> int:
         """Most layers of hit KV that were ever in HBM at once."""
         return self._peak_resident_layers
-
-    async def close(self) -> None:
-        self._loop.stop(self._config.step_deadline_s)
-        self._open.close()
 
     # -- on the event loop ---------------------------------------------------------------------------
 
@@ -185,9 +135,11 @@ class PrefillEngine:
             hit_tokens=job.placement.hit_tokens,
         )
 
-    def _forget(self, request_id: RequestId) -> None:
+    def _forget(self, request_id: RequestId, turn: asyncio.Task[FirstToken | HitLost]) -> None:
         self._turns.pop(request_id, None)
         self._aborted.discard(request_id)
+        if not turn.cancelled():
+            turn.exception()  # whoever asked may be gone: an error nobody waits for is no news
 
     def _stop_if_aborted(self, request_id: RequestId) -> None:
         if request_id in self._aborted:
@@ -216,7 +168,7 @@ class PrefillEngine:
         blocks = [block for part in job.placement.read_plan for block in part.blocks]
         keys = tuple(blocks[index].key for index in lost)
         await self._scheduler.discard(keys)
-        return HitLost(hit_tokens=lost[0] * self._runner.layout.block_tokens, lost_keys=keys)
+        return HitLost(hit_tokens=lost[0] * self._layout.block_tokens, lost_keys=keys)
 
     async def _compute(self, job: PrefillJob, hit_checksums: tuple[tuple[int, ...], ...]) -> _Computed:
         if self._failure is not None:
@@ -234,7 +186,7 @@ class PrefillEngine:
             ) from None
 
     async def _hand_over(self, job: PrefillJob, computed: _Computed) -> FinishReason | None:
-        sampled, block_tokens = computed.sampled, self._runner.layout.block_tokens
+        sampled, block_tokens = computed.sampled, self._layout.block_tokens
         stop = StopCondition(job.sampling, job.earlier_ids, self._decoder)
         finish_reason = stop.push(sampled.token_id)
         num_tail = job.prompt_tokens - len(job.keys) * block_tokens
@@ -254,13 +206,6 @@ class PrefillEngine:
         )
         await self._decode_engines[job.placement.decode_engine].hand_over(turn)
         return finish_reason
-
-    def _refuse_stale(self, job: PrefillJob) -> None:
-        if job.placement.weights_id != self._weights.weights_id:
-            raise RequestRefused(
-                f"{job.placement.request_id} was placed for weights version "
-                f"{job.placement.weights_version}, {self._engine_id} holds {self._weights.version}"
-            )
 
     # -- on the engine loop --------------------------------------------------------------------------
 

@@ -6,12 +6,14 @@ process border. The node agent's process is in engines.node: it needs no torch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from engines.config import EnginesConfig
 from engines.decode import DecodeEngine
+from engines.engine import EngineParts
 from engines.model.load import load_model
 from engines.model.tokenizer import load_tokenizer
 from engines.model.transformers_runner import TransformersRunner
@@ -20,54 +22,41 @@ from engines.types import EngineId, Weights
 from kvstore.open_store import open_transport
 
 
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine's process opens."""
+
+    config: EnginesConfig
+    model_path: str
+    block_tokens: int
+    transport: Literal["shm"]
+    weights: Weights
+    job_seed: int
+
+    def open(self) -> EngineParts:
+        """Load the model and open the transport, in this process."""
+        return EngineParts(
+            config=self.config,
+            runner=open_runner(self.config, self.model_path, self.block_tokens),
+            decoder=load_tokenizer(self.model_path),
+            transport=open_transport(self.transport),
+            weights=self.weights,
+            job_seed=self.job_seed,
+        )
+
+
 class PrefillProcess(PrefillEngine):
     """A prefill engine with its model."""
 
-    def __init__(
-        self,
-        engine_id: EngineId,
-        config: EnginesConfig,
-        model_path: str,
-        block_tokens: int,
-        *,
-        transport: Literal["shm"],
-        weights: Weights,
-        job_seed: int,
-    ) -> None:
-        super().__init__(
-            engine_id,
-            config,
-            open_runner(config, model_path, block_tokens),
-            load_tokenizer(model_path),
-            open_transport(transport),
-            weights=weights,
-            job_seed=job_seed,
-        )
+    def __init__(self, engine_id: EngineId, spec: EngineSpec) -> None:
+        super().__init__(engine_id, spec.open())
 
 
 class DecodeProcess(DecodeEngine):
     """A decode engine with its model."""
 
-    def __init__(
-        self,
-        engine_id: EngineId,
-        config: EnginesConfig,
-        model_path: str,
-        block_tokens: int,
-        *,
-        transport: Literal["shm"],
-        weights: Weights,
-        job_seed: int,
-    ) -> None:
-        super().__init__(
-            engine_id,
-            config,
-            open_runner(config, model_path, block_tokens),
-            load_tokenizer(model_path),
-            open_transport(transport),
-            weights=weights,
-            job_seed=job_seed,
-        )
+    def __init__(self, engine_id: EngineId, spec: EngineSpec) -> None:
+        super().__init__(engine_id, spec.open())
 
 
 def open_runner(config: EnginesConfig, model_path: str, block_tokens: int) -> TransformersRunner:

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ import torch
 from engines.client import EngineClient
 from engines.context import Context
 from engines.decode import DecodeEngine
+from engines.engine import Engine
 from engines.errors import EngineFailed
-from engines.model.tokenizer import load_tokenizer
 from engines.node import NodeAgent, NodeProcess
 from engines.prefill import PrefillEngine
-from engines.processes import DecodeProcess, PrefillProcess, open_runner
-from engines.types import HandOver, NodeId, RequestId, SamplingParams, TurnResult
+from engines.processes import DecodeProcess, EngineSpec, PrefillProcess
+from engines.types import EngineId, HandOver, NodeId, RequestId, SamplingParams, TurnResult
 from kvstore.errors import TransferError
-from kvstore.open_store import open_store, open_transport
+from kvstore.open_store import open_store
 from kvstore.staging import StagingMemory
 from kvstore.store import BlockLocation, BlockRead, BlockReadResult, BlockStore, BlockWrite, ReadStatus
 from kvstore.traffic import TrafficClass
@@ -70,12 +70,10 @@ class Parts:
         store = open_store(config, layout, directory=Path(directory), writer_id=writer_id)
         return NodeAgent(node_id, self.store(store, node_id), staging)
 
-    def _engine(
-        self, cls: Any, engine_id: str, config: Any, path: str, block_tokens: int, **kwargs: Any
-    ) -> Any:
-        runner = self.runner(open_runner(config, path, block_tokens), engine_id)
-        transport = self.transport(open_transport(kwargs.pop("transport")), engine_id)
-        return cls(engine_id, config, runner, load_tokenizer(path), transport, **kwargs)
+    def _engine(self, cls: type[Engine], engine_id: EngineId, spec: EngineSpec) -> Engine:
+        parts = spec.open()
+        runner, transport = self.runner(parts.runner, engine_id), self.transport(parts.transport, engine_id)
+        return cls(engine_id, replace(parts, runner=runner, transport=transport))
 
 
 class Gate:
@@ -149,46 +147,60 @@ class LateStore(GatedStore):
 class FaultyTransport:
     """A transport whose next writes can be made to wait, to fail, or to arrive with one bit flipped."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self) -> None:
         self.gate = Gate()
+        self.num_to_fail = 0
+        self.num_slow = 0
+        """Writes that wait a while for another one to overtake them."""
         self.flip_op: int | None = None
         """Flip a bit of this op of the next write."""
-        self.num_to_fail = 0
         self.most_in_flight = 0
-        self._transport = transport
+        self._transport: Transport | None = None
         self._in_flight = 0
         self._changed = threading.Condition()
 
-    def wrapped(self, transport: Transport, name: str) -> FaultyTransport:
+    def around(self, transport: Transport) -> FaultyTransport:
         self._transport = transport
         return self
 
     def read(
         self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float
     ) -> None:
-        self._transport.read(region, ops, traffic_class, deadline_s)
+        raise AssertionError("nobody reads from another node yet")
 
     def write(
         self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float
     ) -> None:
-        with self._changed:
-            self._in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self._in_flight)
-            self._changed.notify_all()
+        assert self._transport is not None
+        self._enter()
         try:
             self.gate.pass_through()
+            self._fail_or_dawdle()
             self._transport.write(region, self._damaged(ops), traffic_class, deadline_s)
         finally:
             with self._changed:
                 self._in_flight -= 1
 
     def close(self) -> None:
-        self._transport.close()
+        if self._transport is not None:
+            self._transport.close()
 
-    def _damaged(self, ops: Sequence[TransferOp]) -> Sequence[TransferOp]:
+    def _enter(self) -> None:
+        with self._changed:
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+            self._changed.notify_all()
+
+    def _fail_or_dawdle(self) -> None:
         if self.num_to_fail > 0:
             self.num_to_fail -= 1
             raise TransferError("the cable is out")
+        if self.num_slow > 0:
+            self.num_slow -= 1
+            with self._changed:
+                self._changed.wait_for(lambda: self._in_flight > 1, timeout=0.5)
+
+    def _damaged(self, ops: Sequence[TransferOp]) -> Sequence[TransferOp]:
         if self.flip_op is None:
             return ops
         damaged = list(ops)

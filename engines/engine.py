@@ -1,0 +1,98 @@
+"""What prefill and decode engines have in common: a model, data paths, a loop, and one version of weights.
+
+An engine here knows when to refuse work and how to take new weights; what it computes is its subclass's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from engines.config import EnginesConfig
+from engines.engine_loop import EngineLoop
+from engines.errors import RequestRefused
+from engines.model.runner import ModelRunner, NamedArray
+from engines.stopping import Decoder
+from engines.traffic_manager import TrafficManager, open_traffic_manager
+from engines.types import EngineId, Placement, TokenCounts, Weights
+from kvstore.layout import BlockLayout
+from kvstore.staging import StagingHandle
+from kvstore.transport import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What an engine is made of."""
+
+    config: EnginesConfig
+    runner: ModelRunner
+    decoder: Decoder
+    transport: Transport
+    weights: Weights
+    job_seed: int
+
+
+class Engine(ABC):
+    """One GPU's (or CPU's) engine. Public methods run on one event loop, `_step` on the engine's own."""
+
+    def __init__(self, engine_id: EngineId, parts: EngineParts) -> None:
+        self._engine_id = engine_id
+        self._config = parts.config
+        self._runner = parts.runner
+        self._layout: BlockLayout = parts.runner.layout
+        self._decoder = parts.decoder
+        self._transport = parts.transport
+        self._weights = parts.weights
+        self._job_seed = parts.job_seed
+        self._traffic: TrafficManager
+        self._events: asyncio.AbstractEventLoop
+        self._open = ExitStack()
+        self._open.callback(parts.transport.close)
+        self._failure: str | None = None
+        self._loop = EngineLoop(engine_id, self._step, self._fail_all)
+
+    def _map(self, staging: StagingHandle) -> None:
+        """Map the own node's memory and bind to the running event loop; before `self._loop.start()`."""
+        self._traffic = open_traffic_manager(staging, self._transport, self._runner)
+        self._open.callback(self._traffic.close)
+        self._events = asyncio.get_running_loop()
+
+    async def layout(self) -> BlockLayout:
+        return self._layout
+
+    async def load_weights(self, bucket: Sequence[NamedArray]) -> None:
+        """Copy a bucket of new weights into the model."""
+        await self._loop.call(lambda: self._runner.load_weights(bucket), self._config.start_deadline_s)
+
+    async def set_weights(self, weights: Weights) -> None:
+        """All buckets of `weights` are loaded: serve under them."""
+        self._weights = weights
+
+    async def counts(self) -> TokenCounts:
+        return self._runner.counts
+
+    async def moved_bytes(self) -> dict[str, int]:
+        """Bytes moved since the start, by hop."""
+        return self._traffic.by_hop()
+
+    async def close(self) -> None:
+        self._loop.stop(self._config.step_deadline_s)
+        self._open.close()
+
+    def _refuse_stale(self, placement: Placement) -> None:
+        if placement.weights_id != self._weights.weights_id:
+            raise RequestRefused(
+                f"{placement.request_id} was placed for weights version {placement.weights_version}, "
+                f"{self._engine_id} holds {self._weights.version}"
+            )
+
+    @abstractmethod
+    def _step(self) -> bool:
+        """One step on the engine's loop; whether it did anything."""
+
+    @abstractmethod
+    def _fail_all(self, failure: str) -> None:
+        """The loop has ended by `failure`: tell everybody who waits."""
