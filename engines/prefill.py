@@ -40,6 +40,9 @@ from kvstore.staging import StagingHandle
 from kvstore.store import BlockReadResult, ReadStatus
 from kvstore.transport import RegionHandle
 
+_NAP_S = 0.001
+_MOST_LINGERS = 10
+
 
 @dataclass(frozen=True, slots=True)
 class _Computed:
@@ -218,6 +221,9 @@ class PrefillEngine(Engine):
         )
         if not picked:
             return False
+        if self._more_may_come(len(picked) == len(waiting)):
+            time.sleep(_NAP_S)
+            return True
         batch = [self._ready[index] for index in picked]
         self._ready = [row for index, row in enumerate(self._ready) if index not in set(picked)]
         self._running = batch
@@ -228,6 +234,18 @@ class PrefillEngine(Engine):
             self._reject(batch, f"{self._engine_id} could not move KV: {error}")
         self._running = []
         return True
+
+    def _more_may_come(self, has_room: bool) -> bool:
+        """Whether prompts are arriving one after another, and the batch could take one more.
+
+        Turns arrive in bursts; a forward that runs the first of one alone makes the rest wait for it.
+        """
+        now_s, linger_s = time.monotonic(), self._config.prefill_linger_s
+        return (
+            has_room
+            and now_s - self._ready[-1].since_s < linger_s
+            and now_s - self._ready[0].since_s < _MOST_LINGERS * linger_s
+        )
 
     def _run(self, batch: list[_Ready]) -> None:
         started_s = time.monotonic()

@@ -216,10 +216,9 @@ def _look_at(answer: asyncio.Future[Any]) -> None:
 
 
 def _actor_environment(*, sees_gpu: bool) -> dict[str, str]:
-    """One OpenMP thread unless the class sets more, and idle ones sleep: spinning starves neighbours."""
+    """One OpenMP thread unless the class sets more: spinning threads starve their neighbours."""
     own = {
         "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }

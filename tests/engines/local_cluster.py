@@ -26,6 +26,7 @@ ENGINES = EnginesConfig(
     decode_nodes=1,
     decode_engines_per_node=1,
     prefill_batch_tokens=512,
+    prefill_linger_s=0.002,
     prefill_load_limit_tokens=100_000,
     decode_kv_bytes=1 << 20,
     decode_max_requests=64,
