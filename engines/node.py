@@ -7,6 +7,7 @@ which slots are free (the scheduler does) nor which blocks are worth reading.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +38,12 @@ R = TypeVar("R")
 class NodeAgent:
     """One node's storage side. Its methods run on one event loop; I/O runs in threads."""
 
-    def __init__(self, node_id: NodeId, store: BlockStore, staging: StagingMemory) -> None:
+    def __init__(
+        self, node_id: NodeId, store: BlockStore, staging: StagingMemory, io_deadline_s: float = math.inf
+    ) -> None:
+        """`io_deadline_s` bounds every batch of reads or writes, whatever its caller would wait."""
         self._node_id = node_id
+        self._io_deadline_s = io_deadline_s
         self._store = store
         self._staging = staging
         self._threads = ThreadPoolExecutor(_PARALLEL_BATCHES, thread_name_prefix=f"{node_id}-io")
@@ -100,7 +105,8 @@ class NodeAgent:
         self, function: Callable[[list[A], float], list[R]], batch: list[A], deadline_s: float
     ) -> list[R]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, function, batch, deadline_s)
+        bounded_s = min(deadline_s, self._io_deadline_s)
+        return await loop.run_in_executor(self._threads, function, batch, bounded_s)
 
 
 class NodeProcess(NodeAgent):
@@ -111,4 +117,4 @@ class NodeProcess(NodeAgent):
     ) -> None:
         staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
         store = open_store(config, layout, directory=Path(directory), writer_id=writer_id)
-        super().__init__(node_id, store, staging)
+        super().__init__(node_id, store, staging, config.deadline_s)

@@ -32,6 +32,7 @@ from engines.types import (
     SlotId,
 )
 from kvstore.checksum import layer_checksums
+from kvstore.errors import StoreError
 from kvstore.keys import BlockKey, WeightsId
 from kvstore.layout import BlockLayout
 
@@ -210,7 +211,7 @@ class Persistence:
     async def _store(self, blocks: list[BlockPersist], weights_id: WeightsId) -> None:
         try:
             locations = await self._node.persist(blocks, weights_id, self._deadline_s)
-        except EngineFailed as error:
+        except (EngineFailed, StoreError) as error:
             logger.warning("%d blocks were not stored: %s", len(blocks), error)
             locations = (None,) * len(blocks)
         stored = [

@@ -201,7 +201,7 @@ def _step_totals(trajectories: Sequence[Trajectory], first_start_s: float, kv: K
         jct_s=last.finished_s - first_start_s,
         jct_breakdown=PhaseSeconds(queue=last.started_s - first_start_s) + last.phases,
         phases=reduce(add, (t.phases for t in trajectories)),
-        reward=math.fsum(t.reward for t in trajectories),
+        reward=sum(t.reward for t in trajectories),
         outcomes=Counter(t.outcome.value for t in trajectories),
         num_turns=len(turns),
         num_attempts=sum(turn.num_attempts for turn in turns),

@@ -29,7 +29,7 @@ main()
 """
 THEIR_CONFIG = """\
 defaults:
-  - kvstore: memory
+  - kvstore: ssd
   - engines: transformers
 hydra:
   searchpath: [pkg://rollout.conf]
@@ -104,7 +104,7 @@ def test_other_hydra_applications_can_search_our_conf(where, installed, tmp_path
     (tmp_path / "theirs.yaml").write_text(THEIR_CONFIG)
     done = run_python("app.py", "--config-dir", ".", cwd=tmp_path, path=path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(path / "rollout" / "__init__.py"), "memory", "64", "transformers"]
+    assert done.stdout.split() == [str(path / "rollout" / "__init__.py"), "ssd", "64", "transformers"]
 
 
 def test_an_editable_install_is_the_work_tree_itself(tmp_path):
