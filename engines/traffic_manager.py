@@ -1,8 +1,8 @@
 """Moves every byte that goes in or out of an engine, and counts it by hop and class.
 
 An engine owns one: host-device copies between its HBM and its node's staging memory, and one-sided moves
-to and from other nodes' staging memory. A node agent's storage I/O is counted by the same class. Nothing here
-decides what to move.
+to and from other nodes' staging memory. Storage I/O is the node agent's, which counts its own. Nothing
+here decides what to move.
 
     layer of a slot in staging memory  [block_tokens, token_elements] of the model's dtype, one address
 """

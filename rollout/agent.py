@@ -248,6 +248,7 @@ class _Run:
             tool_s=tool_s,
             phases=_fill(phases, self._setup.clock() - started_s),
             recomputed_tokens=result.recomputed_tokens,
+            num_attempts=result.num_attempts,
         )
         self._turns.append(turn)
 

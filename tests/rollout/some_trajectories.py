@@ -93,7 +93,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         sample_index=draw(st.integers(0, 64)),
         segments=tuple(draw(st.lists(segments(), max_size=3))),
         turns=tuple(draw(st.lists(turns(), max_size=4))),
-        reward=draw(st.floats(-1e12, 1e12)),
+        reward=draw(st.floats(allow_nan=False)),
         stop_reason=draw(st.sampled_from(StopReason)),
         started_s=draw(seconds),
         duration_s=phases.total,

@@ -119,6 +119,7 @@ class ScriptedEngines:
             duration_s=self._phases.total,
             phases=self._phases,
             recomputed_tokens=3,
+            num_attempts=2,
         )
 
 
@@ -240,7 +241,7 @@ def test_turns_tell_lengths_and_timings_as_the_engines_gave_them() -> None:
     assert (first.ttft_s, first.ttst_s, first.tpot_s) == (1.5, 1.6, 0.1)
     assert (first.weights_version, last.weights_version) == (1, 2)
     assert first.finish_reason is FinishReason.STOP_ID
-    assert first.recomputed_tokens == 3
+    assert (first.recomputed_tokens, first.num_attempts) == (3, 2)
 
 
 def test_request_ids_number_the_turns_and_sampling_gains_the_formats_stops() -> None:
