@@ -49,9 +49,9 @@ class EnginesConfig:
     """Decode engines on each of them."""
     prefill_batch_tokens: int
     """Most miss tokens in one prefill batch, padding counted."""
-    prefill_linger_s: float
-    """A prefill batch that has room waits for more while prompts keep arriving within this time of one
-    another, at most ten times as long in all. 0: never."""
+    burst_linger_s: float
+    """A prefill batch with room, and a decode engine with nothing to do, wait for more while turns arrive
+    within this time of one another or are on their way, at most ten times as long in all. 0: never."""
     prefill_load_limit_tokens: int
     """Tokens of unfinished work above which a prefill engine gets no more (beta in DualPath, arXiv
     2602.21548, section 6.1)."""
@@ -69,7 +69,7 @@ class EnginesConfig:
     def __post_init__(self) -> None:
         require_at_least(self, 1, "threads", "prefill_nodes", "prefill_engines_per_node")
         require_at_least(self, 1, "decode_nodes", "decode_engines_per_node", "decode_max_requests")
-        require_at_least(self, 0, "prefill_linger_s")
+        require_at_least(self, 0, "burst_linger_s")
         require_at_least(self, 1, "prefill_batch_tokens", "prefill_load_limit_tokens")
         require_at_least(self, 1, "decode_kv_bytes", "persist_slots")
         require_above(self, 0, "step_deadline_s", "start_deadline_s")

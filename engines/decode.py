@@ -15,6 +15,7 @@ store beside decoding. The engine loop alone touches the pool; everything else r
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from array import array
 from collections import deque
@@ -30,6 +31,7 @@ from engines.model.runner import DecodeRow
 from engines.peers import NodePeer, SchedulerPeer
 from engines.persistence import Persistence
 from engines.sampling import Sampled, SampleSpec, sample
+from engines.scheduling.burst import more_may_come
 from engines.stopping import StopCondition
 from engines.types import (
     BlockId,
@@ -44,6 +46,8 @@ from engines.types import (
 from kvstore.checksum import layer_checksums
 from kvstore.keys import BlockKey, block_key
 from kvstore.staging import StagingHandle
+
+_NAP_S = 0.001
 
 
 @dataclass(slots=True)
@@ -80,6 +84,7 @@ class DecodeEngine(Engine):
         self._waiting: deque[_Running] = deque()
         self._running: list[_Running] = []
         self._results: dict[RequestId, asyncio.Future[GenerateResult]] = {}
+        self._num_arriving = 0
         self._num_preempted = 0
 
     async def connect(
@@ -114,13 +119,17 @@ class DecodeEngine(Engine):
         self._refuse_stale(turn.placement)
         if self._failure is not None:
             raise EngineFailed(self._failure)
-        await asyncio.to_thread(self._verify, turn)
         decodes = turn.finish_reason is None
-        await self._persistence.begin_prompt(turn, self._layout, waits_for_copy=decodes)
-        if decodes:
-            self._results[turn.placement.request_id] = self._events.create_future()
-            running = self._arrive(turn)
-            self._loop.post(lambda: self._waiting.append(running))
+        self._num_arriving += decodes
+        try:
+            await asyncio.to_thread(self._verify, turn)
+            await self._persistence.begin_prompt(turn, self._layout, waits_for_copy=decodes)
+            if decodes:
+                self._results[turn.placement.request_id] = self._events.create_future()
+                running = self._arrive(turn)
+                self._loop.post(lambda: self._waiting.append(running))
+        finally:
+            self._num_arriving -= decodes
 
     async def generate(self, request_id: RequestId) -> GenerateResult:
         """The turn's result, once it has ended here. Deadlines are the caller's."""
@@ -205,11 +214,29 @@ class DecodeEngine(Engine):
 
     def _step(self) -> bool:
         self._pool.give_back(self._persistence.copy_out(self._kv))
+        if self._more_may_come():
+            time.sleep(_NAP_S)
+            return True
         self._admit()
         ready = self._grow()
         for batch in self._batches(ready):
             self._decode(batch)
         return bool(ready) or self._persistence.copying
+
+    def _more_may_come(self) -> bool:
+        """Whether turns are arriving one after another that should start together.
+
+        Turns that run already wait only for those that are here but for their verification.
+        """
+        if not self._waiting:
+            return False
+        now_s = time.monotonic()
+        return more_may_come(
+            since_first_s=now_s - self._waiting[0].arrived_s,
+            since_last_s=math.inf if self._running else now_s - self._waiting[-1].arrived_s,
+            num_on_their_way=self._num_arriving,
+            linger_s=self._config.burst_linger_s,
+        )
 
     def _admit(self) -> None:
         """From the head of the queue, for as long as prompt and one more token fit."""

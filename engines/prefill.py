@@ -20,6 +20,7 @@ from engines.model.runner import BatchShape, PrefillRow
 from engines.peers import DecodePeer, NodePeer, SchedulerPeer
 from engines.prefill_feed import FeedRow, PrefillFeed
 from engines.sampling import Sampled, SampleSpec, sample
+from engines.scheduling.burst import more_may_come
 from engines.scheduling.prefill_batch import Waiting, pick_batch
 from engines.stopping import StopCondition
 from engines.types import (
@@ -41,7 +42,6 @@ from kvstore.store import BlockReadResult, ReadStatus
 from kvstore.transport import RegionHandle
 
 _NAP_S = 0.001
-_MOST_LINGERS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ class PrefillEngine(Engine):
         self._running: list[_Ready] = []
         self._turns: dict[RequestId, asyncio.Task[FirstToken | HitLost]] = {}
         self._aborted: set[RequestId] = set()
+        self._num_reading = 0
         self._peak_resident_layers = 0
 
     async def connect(
@@ -159,7 +160,11 @@ class PrefillEngine(Engine):
             BlockLoad(slot, block.key, block.location)
             for slot, block in zip(placement.prefill_slots, blocks, strict=True)
         ]
-        return await self._node.load(loads, ReadSide.PREFILL, self._config.step_deadline_s)
+        self._num_reading += 1
+        try:
+            return await self._node.load(loads, ReadSide.PREFILL, self._config.step_deadline_s)
+        finally:
+            self._num_reading -= 1
 
     async def _hit_lost(self, job: PrefillJob, lost: list[int], *, late: bool) -> HitLost:
         """The first bad block ends the hit; all that failed leave the index.
@@ -221,7 +226,7 @@ class PrefillEngine(Engine):
         )
         if not picked:
             return False
-        if self._more_may_come(len(picked) == len(waiting)):
+        if len(picked) == len(waiting) and self._more_may_come():
             time.sleep(_NAP_S)
             return True
         batch = [self._ready[index] for index in picked]
@@ -235,16 +240,13 @@ class PrefillEngine(Engine):
         self._running = []
         return True
 
-    def _more_may_come(self, has_room: bool) -> bool:
-        """Whether prompts are arriving one after another, and the batch could take one more.
-
-        Turns arrive in bursts; a forward that runs the first of one alone makes the rest wait for it.
-        """
-        now_s, linger_s = time.monotonic(), self._config.prefill_linger_s
-        return (
-            has_room
-            and now_s - self._ready[-1].since_s < linger_s
-            and now_s - self._ready[0].since_s < _MOST_LINGERS * linger_s
+    def _more_may_come(self) -> bool:
+        now_s = time.monotonic()
+        return more_may_come(
+            since_first_s=now_s - self._ready[0].since_s,
+            since_last_s=now_s - self._ready[-1].since_s,
+            num_on_their_way=self._num_reading,
+            linger_s=self._config.burst_linger_s,
         )
 
     def _run(self, batch: list[_Ready]) -> None:
