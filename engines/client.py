@@ -24,6 +24,7 @@ from engines.types import (
     FirstToken,
     GenerateResult,
     HitLost,
+    OnPhase,
     PhaseSeconds,
     Placement,
     PrefillJob,
@@ -46,6 +47,7 @@ class _Turn:
     request_id: RequestId
     context: Context
     sampling: SamplingParams
+    on_phase: OnPhase
     started_s: float
     deadline_s: float
     token_ids: array[int] = field(default_factory=lambda: array("i"))
@@ -97,15 +99,16 @@ class EngineClient:
         request_id: RequestId,
         sampling: SamplingParams,
         deadline_s: float,
+        on_phase: OnPhase = lambda phase: None,
     ) -> TurnResult:
-        """Generate after `context`, which stays as it is.
+        """Generate after `context`, which stays as it is; `on_phase` hears what the turn now waits for.
 
         Raises EngineError: RequestRefused or PlacementTimeout as they come, TurnFailed when all attempts
         failed or `deadline_s` has passed.
         """
         if not len(context):
             raise RequestRefused(f"{request_id} has an empty context; a turn needs a token to go on from")
-        turn = _Turn(request_id, context, sampling, self._clock(), deadline_s)
+        turn = _Turn(request_id, context, sampling, on_phase, self._clock(), deadline_s)
         while True:
             finish_reason = await self._attempt(turn)
             if finish_reason not in (None, FinishReason.PREEMPTED):
@@ -143,6 +146,7 @@ class EngineClient:
             await asyncio.shield(self._finish(attempt_id, placement, resolved))
 
     async def _place(self, turn: _Turn, attempt_id: RequestId, left_s: float) -> Placement:
+        turn.on_phase("queue")
         self._weights = await self._current_weights(turn)
         prompt = self._prompt(turn)
         request = TurnRequest(
@@ -171,6 +175,7 @@ class EngineClient:
             sample_id=turn.request_id,
             earlier_ids=turn.token_ids[:],
         )
+        turn.on_phase("prefill")
         reply = await self._prefill_engines[placement.prefill_engine].prefill(job)
         if isinstance(reply, HitLost):
             return None
@@ -181,6 +186,7 @@ class EngineClient:
             turn.last_token_s = self._clock()
             return reply.finish_reason
         handed_s = self._clock()
+        turn.on_phase("decode")
         generated = await self._decode_engines[placement.decode_engine].generate(placement.request_id)
         self._count_decode(turn, generated, handed_s)
         return generated.finish_reason

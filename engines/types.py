@@ -7,6 +7,7 @@ Everything here is frozen and picklable; it crosses process boundaries. Token id
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
@@ -105,6 +106,8 @@ class PhaseSeconds:
 
 
 PHASES: tuple[str, ...] = tuple(PhaseSeconds.__dataclass_fields__)
+OnPhase = Callable[[str], None]
+"""Told the name of each phase as it begins."""
 
 
 class EngineRole(StrEnum):

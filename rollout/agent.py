@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 from engines.context import Context
 from engines.errors import EngineError
-from engines.types import FinishReason, PhaseSeconds, RequestId, SamplingParams, TurnResult
+from engines.types import FinishReason, OnPhase, PhaseSeconds, RequestId, SamplingParams, TurnResult
 from rollout.environment import Environment, Step, make_environment
 from rollout.limits import Limits, deadline, expire_on
 from rollout.prompt_format import PromptFormat
@@ -41,6 +41,7 @@ class Engines(Protocol):
         request_id: RequestId,
         sampling: SamplingParams,
         deadline_s: float,
+        on_phase: OnPhase,
     ) -> TurnResult:
         """Generate after `context`, which is left as it is; EngineError if that fails by the deadline.
 
@@ -86,12 +87,15 @@ async def run_agent(
     *,
     step_started_s: float | None = None,
     abort: asyncio.Event | None = None,
+    on_phase: OnPhase = lambda phase: None,
 ) -> Trajectory:
     """Play `sample` to its end; setting `abort` ends it at once, with what it has until then.
 
+    `on_phase` hears what it now does or waits for, one of PHASES.
+
     `step_started_s` is the clock's reading when the step started; None: now.
     """
-    run = _Run(sample, setup, step_started_s)
+    run = _Run(sample, setup, step_started_s, on_phase)
     if abort is not None and abort.is_set():
         return run.trajectory(StopReason.ABORTED)
     try:
@@ -118,10 +122,13 @@ class _Failure(Exception):
 class _Run:
     """A trajectory in the making."""
 
-    def __init__(self, sample: Sample, setup: AgentSetup, step_started_s: float | None) -> None:
+    def __init__(
+        self, sample: Sample, setup: AgentSetup, step_started_s: float | None, on_phase: OnPhase
+    ) -> None:
         self._sample = sample
         self._setup = setup
         self._format = setup.prompt_format
+        self._on_phase = on_phase
         self._sampling = replace(
             setup.sampling,
             stop_ids=_union(self._format.stop_ids, setup.sampling.stop_ids),
@@ -191,9 +198,12 @@ class _Run:
         with _engine_errors():
             late = f"the engines did not answer {request_id} within {deadline_s:g} s"
             async with deadline(deadline_s, _Failure(StopReason.ENGINE_ERROR, late)):
-                return await self._setup.engines.run_turn(context, request_id, sampling, deadline_s)
+                return await self._setup.engines.run_turn(
+                    context, request_id, sampling, deadline_s, self._on_phase
+                )
 
     async def _ask(self, environment: Environment, result: TurnResult) -> Step:
+        self._on_phase("tool")
         timeout_s = self._setup.limits.tool_timeout_s
         said = self._format.text(result.token_ids)
         late = f"the environment did not answer within {timeout_s:g} s"

@@ -143,6 +143,10 @@ class AsyncRolloutBackend:
         """Trajectories under way, oldest first."""
         return self._controller.running
 
+    async def phase(self, trajectory_id: str) -> str | None:
+        """What a running trajectory does or waits for now, one of PHASES; None if that is not known."""
+        return await self._controller.phase(trajectory_id)
+
     # -- weights -------------------------------------------------------------------------------------
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from rollout.types import StopReason, Trajectory
 ANSWER_SLACK_S = 30.0
 """How much longer than a trajectory may last its worker may take to answer."""
 
+_PHASE_DEADLINE_S = 1.0
+
 
 class Worker(Protocol):
     """An agent worker, or a proxy of one."""
@@ -27,6 +30,8 @@ class Worker(Protocol):
     async def run(self, sample: Sample) -> Trajectory: ...
 
     async def abort(self, trajectory_id: str) -> None: ...
+
+    async def phase(self, trajectory_id: str) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,16 @@ class Controller:
         found = self._running.get(trajectory_id)
         if found is not None:
             await self._workers[found[1]].abort(trajectory_id)
+
+    async def phase(self, trajectory_id: str) -> str | None:
+        """What a running trajectory does or waits for, one of PHASES; None if its worker does not say."""
+        found = self._running.get(trajectory_id)
+        if found is None:
+            return None
+        with suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(_PHASE_DEADLINE_S):
+                return await self._workers[found[1]].phase(trajectory_id)
+        return None
 
     async def _run(self, sample: Sample, gate: asyncio.Semaphore, step_started_s: float) -> Trajectory:
         async with gate:

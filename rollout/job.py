@@ -209,7 +209,8 @@ async def _watch(desk: _Desk, backend: AsyncRolloutBackend, step: int, done: lis
         slowest = None
         if oldest is not None:
             running_s = time.monotonic() - started_s - oldest.started_s
-            slowest = SlowestNow(oldest.trajectory_id, "a turn", running_s)
+            phase = await backend.phase(oldest.trajectory_id)
+            slowest = SlowestNow(oldest.trajectory_id, phase or "a turn", running_s)
         desk.progress.step(
             StepState(
                 step=step,

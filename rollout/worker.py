@@ -39,14 +39,25 @@ class AgentWorker:
             limits=spec.limits,
         )
         self._aborts: dict[str, asyncio.Event] = {}
+        self._phases: dict[str, str] = {}
 
     async def run(self, sample: Sample) -> Trajectory:
         """Play one sample to its end. Its `started_s` is 0: the caller knows when the step began."""
         abort = self._aborts.setdefault(sample.trajectory_id, asyncio.Event())
         try:
-            return await run_agent(sample, self._setup, abort=abort)
+            return await run_agent(
+                sample,
+                self._setup,
+                abort=abort,
+                on_phase=lambda phase: self._phases.update({sample.trajectory_id: phase}),
+            )
         finally:
+            self._phases.pop(sample.trajectory_id, None)
             self._aborts.pop(sample.trajectory_id, None)
+
+    async def phase(self, trajectory_id: str) -> str | None:
+        """What a trajectory does or waits for now, one of PHASES; None if it does not run here."""
+        return self._phases.get(trajectory_id)
 
     async def abort(self, trajectory_id: str) -> None:
         """End a trajectory; it comes back with what it has.

@@ -16,7 +16,7 @@ import pytest
 
 from engines.context import Context
 from engines.errors import EngineError
-from engines.types import FinishReason, PhaseSeconds, RequestId, SamplingParams, TurnResult
+from engines.types import FinishReason, OnPhase, PhaseSeconds, RequestId, SamplingParams, TurnResult
 from kvstore.keys import BlockKey
 from rollout.agent import AgentSetup, Sample, run_agent
 from rollout.chain_arithmetic import ChainArithmetic
@@ -89,8 +89,14 @@ class ScriptedEngines:
         return self.contexts[-1]
 
     async def run_turn(
-        self, context: Context, request_id: RequestId, sampling: SamplingParams, deadline_s: float
+        self,
+        context: Context,
+        request_id: RequestId,
+        sampling: SamplingParams,
+        deadline_s: float,
+        on_phase: OnPhase,
     ) -> TurnResult:
+        on_phase("decode")
         self.prompts.append(text_of(context.token_ids))
         self.request_ids.append(request_id)
         self.samplings.append(sampling)
@@ -442,12 +448,24 @@ def test_an_abort_event_that_is_never_set_changes_nothing() -> None:
     assert trajectory.reward == 0.0
 
 
+def test_an_agent_says_what_it_waits_for_as_it_goes() -> None:
+    phases: list[str] = []
+    engines = ScriptedEngines("C23*47;", "A1076;")
+    asyncio.run(run_agent(SAMPLE, setup_of(engines), on_phase=phases.append))
+    assert phases == ["decode", "tool", "decode", "tool"]
+
+
 def test_engines_that_were_told_to_abort_the_request_end_it() -> None:
     class AbortingEngines(ScriptedEngines):
         async def run_turn(
-            self, context: Context, request_id: RequestId, sampling: SamplingParams, deadline_s: float
+            self,
+            context: Context,
+            request_id: RequestId,
+            sampling: SamplingParams,
+            deadline_s: float,
+            on_phase: OnPhase,
         ) -> TurnResult:
-            result = await super().run_turn(context, request_id, sampling, deadline_s)
+            result = await super().run_turn(context, request_id, sampling, deadline_s, on_phase)
             return replace(result, finish_reason=FinishReason.ABORTED)
 
     environment = ScriptedEnvironment()

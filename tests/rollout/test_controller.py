@@ -42,6 +42,9 @@ class ScriptedWorker:
     async def abort(self, trajectory_id: str) -> None:
         self.aborted.append(trajectory_id)
 
+    async def phase(self, trajectory_id: str) -> str | None:
+        return "decode"
+
 
 def trajectory_of(sample: Sample) -> Trajectory:
     return Trajectory(
@@ -130,3 +133,21 @@ def test_phases_still_sum_to_the_duration_on_the_steps_clock() -> None:
     for trajectory in asyncio.run(collect(controller, samples(2, 2))):
         assert trajectory.phases.total == pytest.approx(trajectory.duration_s)
         assert trajectory.duration_s > 0
+
+
+def test_a_running_trajectorys_phase_is_asked_of_its_worker_and_silence_is_no_error() -> None:
+    class Silent(ScriptedWorker):
+        async def phase(self, trajectory_id: str) -> str | None:
+            raise EngineFailed("the worker is dead")
+
+    async def phases_seen(worker: ScriptedWorker) -> tuple[str | None, str | None]:
+        controller = Controller([worker], max_running=None, wall_time_s=5.0)
+        stream = controller.run(samples(1, 2))
+        await anext(stream)
+        (running,) = controller.running[:1] or [None]
+        while_running = await controller.phase(running.trajectory_id) if running else None
+        await stream.aclose()
+        return while_running, await controller.phase("g0/0")
+
+    assert asyncio.run(phases_seen(ScriptedWorker(seed=3))) == ("decode", None)
+    assert asyncio.run(phases_seen(Silent(seed=3))) == (None, None)
