@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -181,11 +184,10 @@ def assert_refused(done: subprocess.CompletedProcess[str], said: str, run_dir: P
     assert not (run_dir / "config.yaml").exists()
 
 
-def test_ctrl_c_ends_every_process_in_time_and_keeps_finished_trajectories(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    overrides = [f"model.path={tiny_model_dir}", f"run_dir={run_dir}", "job=rollout", "num_agents=2"]
+@contextmanager
+def job_under_way(model_dir: Path, run_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """A long rollout of which some trajectories have finished."""
+    overrides = [f"model.path={model_dir}", f"run_dir={run_dir}", "job=rollout", "num_agents=2"]
     many = ["task.prompts_per_step=200", "task.group_size=4", "task.max_turns=3"]
     job = subprocess.Popen(
         command(*overrides, *many), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -193,20 +195,63 @@ def test_ctrl_c_ends_every_process_in_time_and_keeps_finished_trajectories(
     assert job.stderr is not None
     try:
         wait_for_line(job.stderr, re.compile(r"[1-9]\d*/800 done"), deadline_s=120)
-        family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
+        yield job
+    finally:
+        job.kill()
+        job.wait()
+
+
+def family_of(job: subprocess.Popen[str]) -> list[psutil.Process]:
+    parent = psutil.Process(job.pid)
+    family = [parent, *parent.children(recursive=True)]
+    assert len(family) > 3
+    return family
+
+
+def still_alive(family: list[psutil.Process], deadline_s: float) -> list[str]:
+    """Names of those that have not ended by the deadline; whom nobody has waited for has ended too."""
+    ends_s = time.monotonic() + deadline_s
+    while True:
+        alive = [process for process in family if _runs(process)]
+        if not alive or time.monotonic() > ends_s:
+            return [process.name() for process in alive]
+        psutil.wait_procs(alive, timeout=0.1)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_ctrl_c_ends_every_process_in_time_and_keeps_finished_trajectories(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    with job_under_way(tiny_model_dir, run_dir) as job:
+        family = family_of(job)
         interrupted_s = time.monotonic()
         job.send_signal(signal.SIGINT)
         assert job.wait(timeout=30) == 130
-        gone, alive = psutil.wait_procs(family, timeout=max(0.1, 5 - (time.monotonic() - interrupted_s)))
-        assert [process.name() for process in alive] == []
-        assert len(gone) > 3
-    finally:
-        job.kill()
+        assert still_alive(family, max(0.1, 5 - (time.monotonic() - interrupted_s))) == []
     kept = read_trajectories(run_dir / "trajectories.parquet")
     assert len(kept) >= 1
     for trajectory in kept:
         trajectory.segments[0].check()
     assert not (run_dir / "summary.json").exists()
+
+
+def test_a_killed_job_leaves_no_process_and_no_shared_memory_behind(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    shared_before = set(os.listdir("/dev/shm"))
+    with job_under_way(tiny_model_dir, tmp_path / "run") as job:
+        # Ray's two agents hold no memory of ours, and take a minute to see that their node is gone.
+        family = [process for process in family_of(job) if not process.name().endswith("Agent")]
+        job.kill()
+        assert still_alive(family, 60) == []
+    assert set(os.listdir("/dev/shm")) <= shared_before
 
 
 def wait_for_line(stream: object, pattern: re.Pattern[str], deadline_s: float) -> None:
