@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kvstore.files import Files
 from kvstore.layout import PAGE_BYTES
 from kvstore.store import Bytes
 
@@ -31,53 +32,64 @@ def is_page_aligned(view: Bytes) -> bool:
     return address % PAGE_BYTES == 0
 
 
-def probe_direct(directory: Path) -> bool:
+def probe_direct(files: Files, directory: Path) -> bool:
     """Does a page written to and read from `directory` with O_DIRECT come back?
 
     Raises OSError where no file can be written there at all.
     """
     path = directory / f".probe-{secrets.token_hex(8)}"
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    fd = files.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
-        path.write_bytes(bytes(PAGE_BYTES))
-        return _direct_round_trip(path)
+        try:
+            write_fully(files, fd, [np.zeros(PAGE_BYTES, np.uint8)], 0)
+        finally:
+            files.close(fd)
+        return _direct_round_trip(files, path)
     finally:
-        path.unlink(missing_ok=True)
+        files.unlink(path)
 
 
-def _direct_round_trip(path: Path) -> bool:
+def _direct_round_trip(files: Files, path: Path) -> bool:
     written, read = aligned_buffer(PAGE_BYTES), aligned_buffer(PAGE_BYTES)
     written[:] = np.arange(PAGE_BYTES, dtype=np.uint64).astype(np.uint8)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        fd = files.open(path, os.O_RDWR | os.O_DIRECT)
     except OSError:
         return False
     try:
-        write_fully(fd, [written], 0)
-        return read_fully(fd, [read], 0) == PAGE_BYTES and bool(np.array_equal(written, read))
+        write_fully(files, fd, [written], 0)
+        whole = read_fully(files, fd, [read], 0) == PAGE_BYTES
+        return whole and bool(np.array_equal(written, read))
     except OSError:
         return False
     finally:
-        os.close(fd)
+        files.close(fd)
 
 
-def read_fully(fd: int, parts: Sequence[Bytes], offset: int) -> int:
-    """Fill `parts` in order from `offset`; return the bytes read, fewer only at the file's end."""
-    views, num_read = _views(parts), 0
-    while views:
-        num_bytes = os.preadv(fd, views, offset + num_read)
-        num_read += num_bytes
-        views = _advance(views, num_bytes)
-        if num_bytes == 0 or num_read % PAGE_BYTES:
+def read_fully(files: Files, fd: int, parts: Sequence[Bytes], offset: int) -> int:
+    """Fill `parts` in order from `offset`; return the bytes read, fewer only at the file's end.
+
+    A file system may answer with less than it has. O_DIRECT can go on at a page only, so the rest is asked
+    for from the last whole page; the file has ended where that brings nothing more.
+    """
+    views, start, end = _views(parts), 0, 0
+    total = sum(map(len, views))
+    while end < total:
+        reached = start + files.preadv(fd, views, offset + start)
+        if reached <= end:
             break
-    return num_read
+        end = reached
+        whole = end if end == total else end // PAGE_BYTES * PAGE_BYTES
+        views = _advance(views, whole - start)
+        start = whole
+    return end
 
 
-def write_fully(fd: int, parts: Sequence[Bytes], offset: int) -> None:
+def write_fully(files: Files, fd: int, parts: Sequence[Bytes], offset: int) -> None:
     """Write `parts` in order at `offset`. Raises OSError; what lies there is then undefined."""
     views, num_written = _views(parts), 0
     while views:
-        num_bytes = os.pwritev(fd, views, offset + num_written)
+        num_bytes = files.pwritev(fd, views, offset + num_written)
         if num_bytes == 0:
             raise OSError(errno.ENOSPC, f"the file system took only {num_written} bytes")
         num_written += num_bytes

@@ -2,7 +2,7 @@
 
 KvStoreError
 |- LayoutError      a format or block size that cannot be; nothing was touched
-|- StagingError     staging memory cannot be made or mapped, or holds too few slots; nothing was reserved
+|- StagingError     staging memory cannot be made, mapped or served, or holds too few slots
 |- StoreError       the store as a whole cannot serve (unwritable, another format); blocks are as before
 `- TransferError    bytes did not arrive; the destination is undefined and must not be read
 """
@@ -19,7 +19,7 @@ class LayoutError(KvStoreError):
 
 
 class StagingError(KvStoreError):
-    """Staging memory cannot be made or mapped, or holds too few slots; nothing was reserved."""
+    """Staging memory cannot be made, mapped or served, or holds too few slots; nothing was reserved."""
 
 
 class StoreError(KvStoreError):

@@ -81,7 +81,7 @@ class MemoryStore:
             offset = self._num_reserved * self._record_bytes
             self._num_reserved += 1
         header = np.empty(record_header_bytes(self.layout), np.uint8)
-        crc = encode_record_header(self.layout, write.key, write.layer_checksums, header)
+        crc = encode_record_header(self.layout, write, header)
         location = BlockLocation(f"memory.{write.weights_id}", offset, self._record_bytes, crc)
         data = write.data[: self.layout.full_block_bytes].copy()
         self._records[location.segment, location.offset] = _Record(header, data)

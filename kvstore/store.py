@@ -68,9 +68,14 @@ class BlockReadResult:
 
 @dataclass(frozen=True, slots=True)
 class BlockWrite:
-    """Write `data` (one Full Block) under `key`; its checksums come with it from where it was made."""
+    """Write the Full Block that `data` begins with under `key`; its checksums come from where it was made.
+
+    A whole slot, padding and all, may leave from where it is; anything less may cost a copy.
+    """
 
     key: BlockKey
+    parent: BlockKey
+    """The key of the block before it in its context; the chain root for the first."""
     weights_id: WeightsId
     data: Bytes
     layer_checksums: tuple[int, ...]
