@@ -128,8 +128,14 @@ def _named(region: RegionHandle) -> str:
 
 
 def _descriptor_path(region: RegionHandle) -> str:
-    pid, fd = region.address.split(":")
-    return f"/proc/{int(pid)}/fd/{int(fd)}"
+    try:
+        pid, fd = (int(part) for part in region.address.split(":"))
+    except ValueError:
+        raise StagingError(
+            f"{_named(region)} cannot be mapped: {region.address!r} is no address of shared memory, "
+            "which reads like 4000:7 (process id and descriptor)"
+        ) from None
+    return f"/proc/{pid}/fd/{fd}"
 
 
 def _available_bytes() -> int:

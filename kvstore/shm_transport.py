@@ -15,7 +15,7 @@ import numpy as np
 from kvstore.errors import StagingError, TransferError
 from kvstore.shared_segment import SharedSegment
 from kvstore.traffic import TrafficClass
-from kvstore.transport import Bytes, RegionHandle, TransferOp
+from kvstore.transport import Bytes, RegionHandle, TransferOp, require_inside
 
 
 class SharedMemoryTransport:
@@ -59,12 +59,7 @@ class SharedMemoryTransport:
         end_s = time.monotonic() + deadline_s
         segment = self._reach(region)
         data = segment.data
-        for op in ops:
-            if op.remote_offset < 0 or op.remote_offset + op.local.nbytes > region.nbytes:
-                raise TransferError(
-                    f"bytes [{op.remote_offset}, {op.remote_offset + op.local.nbytes}) are outside "
-                    f"region {region.incarnation} of {region.node_id}, which has {region.nbytes} bytes"
-                )
+        require_inside(region, ops)
         for num_done, op in enumerate(ops):
             if time.monotonic() >= end_s:
                 raise TransferError(

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kvstore.errors import TransferError
 from kvstore.traffic import TrafficClass
 
 Bytes = npt.NDArray[np.uint8]
@@ -27,7 +28,7 @@ class RegionHandle:
     incarnation: str
     nbytes: int
     address: str
-    """How the transport reaches it (shared memory: the owner's descriptor)."""
+    """How the transport reaches it (shared memory: the owner's descriptor; TCP: address and port)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,16 @@ class TransferOp:
 
     local: Bytes
     remote_offset: int
+
+
+def require_inside(region: RegionHandle, ops: Sequence[TransferOp]) -> None:
+    """Raise TransferError unless the remote end of every op lies in the region."""
+    for op in ops:
+        if op.remote_offset < 0 or op.remote_offset + op.local.nbytes > region.nbytes:
+            raise TransferError(
+                f"bytes [{op.remote_offset}, {op.remote_offset + op.local.nbytes}) are outside "
+                f"region {region.incarnation} of {region.node_id}, which has {region.nbytes} bytes"
+            )
 
 
 class Transport(Protocol):

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from kvstore.checksum import checksum
+from kvstore.job_token import JobToken
 from kvstore.layout import BlockLayout
+from kvstore.open_transport import TransportSpec, open_region_server
 from kvstore.staging import StagingHandle, StagingMemory
+from kvstore.transport import RegionHandle
+from kvstore.transport_config import TransportConfig
 
 ANSWER_DEADLINE_S = 60.0
+TOKEN = JobToken(b"the token of the transport tests")
+SHM = TransportSpec(TransportConfig("shm", "127.0.0.1"), TOKEN)
+TCP = TransportSpec(TransportConfig("tcp", "127.0.0.1"), TOKEN)
 
 
 class OwnerProcess:
     """Use as a context manager; killed at its end."""
 
-    def __init__(self, layout: BlockLayout, num_slots: int) -> None:
+    def __init__(self, layout: BlockLayout, num_slots: int, transport: TransportSpec = SHM) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=[theirs, layout, num_slots], daemon=True)
+        self._process = context.Process(
+            target=_serve, args=[theirs, layout, num_slots, transport], daemon=True
+        )
 
     def __enter__(self) -> OwnerProcess:
         self._process.start()
-        self.handle: StagingHandle = self._answer()
+        self.handle: StagingHandle
+        self.region: RegionHandle
+        self.handle, self.region = self._answer()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -34,6 +47,15 @@ class OwnerProcess:
         self._process.kill()
         self._process.join(ANSWER_DEADLINE_S)
         assert not self._process.is_alive()
+
+    def stop(self) -> None:
+        """SIGSTOP: it is there, and does nothing."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGCONT)
 
     def fill(self, slot_id: int, value: int) -> None:
         self._pipe.send(("fill", slot_id, value))
@@ -58,9 +80,10 @@ class OwnerProcess:
         return self._pipe.recv()
 
 
-def _serve(pipe: Connection, layout: BlockLayout, num_slots: int) -> None:
+def _serve(pipe: Connection, layout: BlockLayout, num_slots: int, transport: TransportSpec) -> None:
     memory = StagingMemory.create("owner", layout, num_slots)
-    pipe.send(memory.handle)
+    server = open_region_server(transport)
+    pipe.send((memory.handle, server.register(memory)))
     while True:
         command, slot_id, value = pipe.recv()
         if command == "fill":

@@ -1,0 +1,115 @@
+"""Transport between processes over TCP, to peers that serve their memory with a TcpServer.
+
+Decides how a list becomes requests, and what a failure is called. It does not know how connections are had
+(kvstore.tcp_connections) and what a request looks like (kvstore.tcp_wire). A list is one request, or several
+one after the other if it has more than MAX_RANGES pieces. No call takes longer than MAX_REQUEST_MS.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from kvstore.errors import TransferError
+from kvstore.job_token import JobToken
+from kvstore.tcp_channel import ChannelError, ChannelLateError
+from kvstore.tcp_connections import TcpConnection, TcpConnections
+from kvstore.tcp_wire import (
+    ANSWER_BYTES,
+    MAX_RANGES,
+    MAX_REQUEST_BYTES,
+    MAX_REQUEST_MS,
+    Header,
+    Kind,
+    Status,
+    WireError,
+    pack_ranges,
+    region_id,
+    unpack_answer,
+)
+from kvstore.traffic import CLASS_TABLE, ClassSettings, TrafficClass
+from kvstore.transport import RegionHandle, TransferOp, require_inside
+
+
+class TcpTransport:
+    """A Transport for regions that a TcpServer registered. Each class has connections of its own."""
+
+    def __init__(self, token: JobToken, classes: Mapping[TrafficClass, ClassSettings] = CLASS_TABLE) -> None:
+        self._connections = TcpConnections(token, classes)
+
+    def read(
+        self,
+        region: RegionHandle,
+        ops: Sequence[TransferOp],
+        traffic_class: TrafficClass,
+        deadline_s: float,
+    ) -> None:
+        self._move(Kind.READ, region, ops, traffic_class, deadline_s)
+
+    def write(
+        self,
+        region: RegionHandle,
+        ops: Sequence[TransferOp],
+        traffic_class: TrafficClass,
+        deadline_s: float,
+    ) -> None:
+        self._move(Kind.WRITE, region, ops, traffic_class, deadline_s)
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def _move(
+        self,
+        kind: Kind,
+        region: RegionHandle,
+        ops: Sequence[TransferOp],
+        traffic_class: TrafficClass,
+        deadline_s: float,
+    ) -> None:
+        end_s = time.monotonic() + min(deadline_s, MAX_REQUEST_MS / 1000)
+        require_inside(region, ops)
+        ops = [op for op in ops if op.local.nbytes]
+        if not ops:
+            return
+        try:
+            with self._connections.lend(region, traffic_class, end_s) as connection:
+                for first in range(0, len(ops), MAX_RANGES):
+                    _ask(connection, kind, region, ops[first : first + MAX_RANGES], end_s)
+        except ChannelLateError as error:
+            raise TransferError(
+                f"{len(ops)} moves with {region.node_id} were not done after {deadline_s} s"
+            ) from error
+        except ChannelError as error:
+            if self._connections.closed:
+                raise TransferError("the TCP transport is closed") from error
+            raise TransferError(f"{region.node_id} at {region.address} is gone: {error}") from error
+        except WireError as error:
+            raise TransferError(f"{region.node_id} at {region.address} refused: {error}") from error
+
+
+def _ask(
+    connection: TcpConnection, kind: Kind, region: RegionHandle, ops: Sequence[TransferOp], end_s: float
+) -> None:
+    """One request and its answer. Raises ChannelError or WireError; the connection must then be closed."""
+    pieces = [op.local.data for op in ops]
+    table, num_ranges = pack_ranges(ops)
+    header = Header(
+        kind=kind,
+        deadline_ms=max(int((end_s - time.monotonic()) * 1000), 1),
+        num_ranges=num_ranges,
+        request_id=next(connection.request_ids),
+        region_id=region_id(region.incarnation),
+        nbytes=sum(map(len, pieces)),
+    )
+    if header.nbytes > MAX_REQUEST_BYTES:
+        raise WireError(Status.MALFORMED, f"{header.nbytes} bytes in a list, at most {MAX_REQUEST_BYTES} go")
+    request = [memoryview(header.pack() + table)]
+    answer = bytearray(ANSWER_BYTES)
+    channel = connection.channel
+    channel.send([*request, *pieces] if kind is Kind.WRITE else request, end_s)
+    channel.receive([memoryview(answer)], end_s)
+    status = unpack_answer(answer, header.request_id)
+    if status is not Status.OK:
+        raise WireError(status, status.name.lower().replace("_", " "))
+    if kind is Kind.READ:
+        channel.receive(pieces, end_s)
