@@ -37,8 +37,6 @@ from engines.types import (
 from kvstore.keys import BlockKey, chain_root
 from kvstore.layout import BlockLayout
 
-_ABORT_S = 10.0
-
 
 @dataclass(slots=True)
 class _Turn:
@@ -70,23 +68,14 @@ class _Turn:
 class EngineClient:
     """Runs turns on the engines. All methods belong to one event loop."""
 
-    def __init__(
-        self,
-        scheduler: SchedulerPeer,
-        prefill_engines: Mapping[EngineId, PrefillPeer],
-        decode_engines: Mapping[EngineId, DecodePeer],
-        config: SchedulerConfig,
-        *,
-        layout: BlockLayout,
-        weights: Weights,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._scheduler = scheduler
-        self._prefill_engines = prefill_engines
-        self._decode_engines = decode_engines
-        self._config = config
-        self._layout = layout
-        self._weights = weights
+    def __init__(self, parts: ClientParts, clock: Callable[[], float] = time.monotonic) -> None:
+        self._scheduler: SchedulerPeer = parts.scheduler
+        self._prefill_engines: Mapping[EngineId, PrefillPeer] = parts.prefill_engines
+        self._decode_engines: Mapping[EngineId, DecodePeer] = parts.decode_engines
+        self._config = parts.config
+        self._layout = parts.layout
+        self._weights = parts.weights
+        self._abort_deadline_s = parts.abort_deadline_s
         self._clock = clock
 
     def open_context(self) -> Context:
@@ -213,7 +202,7 @@ class EngineClient:
             self._decode_engines[placement.decode_engine],
         ):
             try:
-                async with asyncio.timeout(_ABORT_S):
+                async with asyncio.timeout(self._abort_deadline_s):
                     await engine.abort(placement.request_id)
             except (EngineFailed, TimeoutError):
                 resolved = False
@@ -291,13 +280,8 @@ class ClientParts:
     config: SchedulerConfig
     layout: BlockLayout
     weights: Weights
+    abort_deadline_s: float
+    """Longest an engine may take to let go of a turn before its slots are set aside."""
 
     def client(self) -> EngineClient:
-        return EngineClient(
-            self.scheduler,
-            self.prefill_engines,
-            self.decode_engines,
-            self.config,
-            layout=self.layout,
-            weights=self.weights,
-        )
+        return EngineClient(self)

@@ -12,17 +12,18 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from engines.client import ClientParts
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.model.runner import NamedArray
 from engines.node import NodeProcess
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess, resolve_device
-from engines.scheduler import Scheduler
+from engines.scheduler_process import SchedulerProcess
 from engines.types import EngineId, EngineInfo, EngineRole, NodeBytes, NodeId, TokenCounts, Weights
 from kvstore.config import StoreConfig
 from kvstore.layout import BlockLayout
+from kvstore.open_transport import TransportSpec
 from kvstore.staging import StagingHandle
 
 
@@ -44,7 +45,7 @@ class ClusterSpec:
     engines: EnginesConfig
     scheduler: SchedulerConfig
     kvstore: StoreConfig
-    transport: Literal["shm"]
+    transport: TransportSpec
     model_path: str
     store_directory: str
     run_id: str
@@ -73,6 +74,7 @@ class EngineCluster:
             self.spec.scheduler,
             self.layout,
             self.weights,
+            abort_deadline_s=self.spec.engines.abort_deadline_s,
         )
 
     @property
@@ -106,6 +108,11 @@ class EngineCluster:
         moved = await asyncio.gather(*(node.moved() for node in self.nodes.values()))
         return dict(zip(self.nodes, moved, strict=True))
 
+    async def node_figures(self) -> dict[NodeId, dict[str, float]]:
+        """What every node's storage side has met since the start, by slash-named figure."""
+        figures = await asyncio.gather(*(node.figures() for node in self.nodes.values()))
+        return dict(zip(self.nodes, figures, strict=True))
+
     async def token_counts(self) -> dict[EngineId, TokenCounts]:
         """Tokens every engine computed since the start, by kind."""
         by_id = self.prefill_engines | self.decode_engines
@@ -113,7 +120,7 @@ class EngineCluster:
         return dict(zip(by_id, counts, strict=True))
 
     async def close(self) -> None:
-        for part in (*self.engines, *self.nodes.values()):
+        for part in (*self.engines, *self.nodes.values(), self.scheduler):
             await part.close()
 
 
@@ -145,8 +152,11 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
     layout: BlockLayout = layouts[0]
     nodes = await _start_nodes(spawn, spec, layout, {node for node, _ in engine_ids.values()})
     scheduler = await spawn(
-        Scheduler,
+        SchedulerProcess,
         spec.scheduler,
+        kvstore=spec.kvstore,
+        directory=spec.store_directory,
+        num_writers=len(nodes),
         prefill_load_limit_tokens=config.prefill_load_limit_tokens,
         weights=spec.weights,
         name="scheduler",
@@ -198,6 +208,7 @@ async def _start_nodes(
                 layout,
                 spec.store_directory,
                 f"{spec.run_id}-{node_id}",
+                spec.transport,
                 name=f"node-{node_id}",
                 node=node_id,
             )
@@ -208,11 +219,13 @@ async def _start_nodes(
 
 
 async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[NodeId, EngineRole]]) -> None:
+    await cluster.scheduler.open_store(cluster.layout)
     handles: dict[NodeId, StagingHandle] = {}
     for node_id, node in cluster.nodes.items():
         handles[node_id] = await node.handle()
+        await node.connect(cluster.scheduler)
         await cluster.scheduler.register_node(node_id, handles[node_id].num_slots, cluster.layout)
-    regions = {node_id: handle.region() for node_id, handle in handles.items()}
+    regions = {node_id: await node.region() for node_id, node in cluster.nodes.items()}
     for engine_id, engine in cluster.decode_engines.items():
         node_id, role = engine_ids[engine_id]
         info = EngineInfo(engine_id, node_id, role, kv_tokens=await engine.kv_tokens())

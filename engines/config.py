@@ -9,6 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+ABORT_SLACK_S = 5.0
+"""For the messages to and fro."""
+
 
 def require_at_least(config: object, minimum: float, *names: str) -> None:
     """Raise ValueError naming the first of the fields that is set and not finite and >= minimum."""
@@ -73,6 +76,11 @@ class EnginesConfig:
         require_at_least(self, 1, "prefill_batch_tokens", "prefill_load_limit_tokens")
         require_at_least(self, 1, "decode_kv_bytes", "persist_slots")
         require_above(self, 0, "step_deadline_s", "start_deadline_s")
+
+    @property
+    def abort_deadline_s(self) -> float:
+        """Longest an engine that works may take to let go of a turn: it ends its step, and then its I/O."""
+        return 2 * self.step_deadline_s + ABORT_SLACK_S
 
     @property
     def num_prefill_engines(self) -> int:

@@ -319,8 +319,8 @@ class DecodeEngine(Engine):
     def _store_full_block(self, running: _Running) -> None:
         key = block_key(running.parent, running.tail_ids)
         block = running.table[running.position // self._layout.block_tokens - 1]
+        self._persistence.add_block(running.turn, key, running.parent, block)
         running.parent, running.tail_ids = key, array("i")
-        self._persistence.add_block(running.turn, key, block, self._events)
 
     def _end(self, running: _Running, reason: FinishReason) -> None:
         self._running.remove(running)

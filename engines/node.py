@@ -1,25 +1,34 @@
 """A node's agent: it owns the node's staging memory, its store handle and its storage NIC.
 
 Engines of the node map the staging memory; nobody else reads or writes the store. The agent does not decide
-which slots are free (the scheduler does) nor which blocks are worth reading.
+which slots are free (the scheduler does) nor which blocks are worth reading or keeping. It remembers what it
+read into which slot, so that a block found there later can be verified like one from the store.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from engines.types import BlockLoad, BlockPersist, NodeBytes, NodeId, ReadSide
+from engines.peers import SchedulerPeer
+from engines.types import BlockLoad, BlockPersist, NodeBytes, NodeId, ReadSide, SlotId
+from kvstore.checksum import layer_checksums
 from kvstore.config import StoreConfig
-from kvstore.keys import WeightsId
+from kvstore.keys import BlockKey, WeightsId
 from kvstore.layout import BlockLayout
 from kvstore.open_store import open_store
+from kvstore.open_transport import TransportSpec, open_region_server
+from kvstore.region_server import RegionServer, SharedMemoryServer
+from kvstore.ssd_store import SsdStore
 from kvstore.staging import StagingHandle, StagingMemory
 from kvstore.store import (
     BlockLocation,
@@ -29,62 +38,113 @@ from kvstore.store import (
     BlockWrite,
     ReadStatus,
 )
+from kvstore.transport import RegionHandle
 
+BAD_STATUSES = tuple(status for status in ReadStatus if status is not ReadStatus.OK)
 _PARALLEL_BATCHES = 4
+_SETTLE_DEADLINE_S = 600.0
+"""A late read that has not ended by then keeps its slot for as long as the node lives."""
+_SETTLE_LOOK_S = 0.5
 A = TypeVar("A")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What was read into a slot."""
+
+    key: BlockKey
+    layer_checksums: tuple[int, ...]
 
 
 class NodeAgent:
     """One node's storage side. Its methods run on one event loop; I/O runs in threads."""
 
     def __init__(
-        self, node_id: NodeId, store: BlockStore, staging: StagingMemory, io_deadline_s: float = math.inf
+        self,
+        node_id: NodeId,
+        store: BlockStore,
+        staging: StagingMemory,
+        io_deadline_s: float = math.inf,
+        server: RegionServer | None = None,
     ) -> None:
-        """`io_deadline_s` bounds every batch of reads or writes, whatever its caller would wait."""
+        """`io_deadline_s` bounds every batch of reads or writes, whatever its caller would wait.
+
+        `server` lets other nodes' engines reach the staging memory; None: they map it.
+        """
         self._node_id = node_id
         self._io_deadline_s = io_deadline_s
         self._store = store
         self._staging = staging
+        self._server = server or SharedMemoryServer()
+        self._region = self._server.register(staging)
         self._threads = ThreadPoolExecutor(_PARALLEL_BATCHES, thread_name_prefix=f"{node_id}-io")
+        self._closed = threading.Event()
+        self._scheduler: SchedulerPeer
+        self._loaded: dict[SlotId, _Loaded] = {}
         self._read_bytes: Counter[ReadSide] = Counter()
         self._written_bytes = 0
         self._bad_reads: Counter[str] = Counter()
+        self._telling: set[asyncio.Future[None]] = set()
+
+    async def connect(self, scheduler: SchedulerPeer) -> None:
+        """Join the cluster: `scheduler` hears of slots whose late reads have ended."""
+        self._scheduler = scheduler
 
     async def handle(self) -> StagingHandle:
         return self._staging.handle
 
+    async def region(self) -> RegionHandle:
+        """By which other nodes' engines reach the staging memory."""
+        return self._region
+
     async def load(
         self, loads: Sequence[BlockLoad], side: ReadSide, deadline_s: float
     ) -> tuple[BlockReadResult, ...]:
-        """Read blocks into their slots; each result says whether its slot may be used."""
-        reads = [BlockRead(load.key, load.location, self._staging.slot(load.slot)) for load in loads]
-        results = await self._in_thread(self._store.read, reads, deadline_s)
-        for result in results:
-            if result.status is ReadStatus.OK:
-                self._read_bytes[side] += self._layout.full_block_bytes
-            else:
-                self._bad_reads[result.status.value] += 1
-        # What tells a late read's end stays here: it does not travel between processes.
-        return tuple(replace(result, settled=None) for result in results)
+        """Bring blocks into their slots; each result says whether its slot may be used.
+
+        A block with a location is read from the store; one without must be in its slot since an earlier
+        load, and is verified there: MISSING if the slot has held another block since.
+        """
+        here = [index for index, load in enumerate(loads) if load.location is None]
+        results: list[BlockReadResult] = [BlockReadResult(ReadStatus.MISSING)] * len(loads)
+        found, read = await asyncio.gather(
+            self._verify([loads[index] for index in here], deadline_s),
+            self._read([load for load in loads if load.location is not None], side, deadline_s),
+        )
+        for index, result in zip(here, found, strict=True):
+            results[index] = result
+        rest = iter(read)
+        for index, load in enumerate(loads):
+            if load.location is not None:
+                results[index] = next(rest)
+        self._bad_reads.update(r.status.value for r in results if r.status is not ReadStatus.OK)
+        return tuple(results)
 
     async def persist(
         self, blocks: Sequence[BlockPersist], weights_id: WeightsId, deadline_s: float
     ) -> tuple[BlockLocation | None, ...]:
         """Write blocks from their slots; None for each that was not stored."""
-        size = self._layout.full_block_bytes
         writes = [
-            BlockWrite(block.key, weights_id, self._staging.slot(block.slot)[:size], block.layer_checksums)
+            BlockWrite(
+                key=block.key,
+                parent=block.parent,
+                weights_id=weights_id,
+                data=self._staging.slot(block.slot),  # with its padding, so that it needs no copy
+                layer_checksums=block.layer_checksums,
+            )
             for block in blocks
         ]
         locations = await self._in_thread(self._store.write, writes, deadline_s)
-        self._written_bytes += size * sum(location is not None for location in locations)
+        num_stored = sum(location is not None for location in locations)
+        self._written_bytes += num_stored * self._layout.full_block_bytes
         return tuple(locations)
 
     async def moved(self) -> NodeBytes:
         return NodeBytes(
             read_prefill_side=self._read_bytes[ReadSide.PREFILL],
             read_decode_side=self._read_bytes[ReadSide.DECODE],
+            read_dram=self._read_bytes[ReadSide.DRAM],
             written=self._written_bytes,
         )
 
@@ -92,14 +152,93 @@ class NodeAgent:
         """Blocks that could not be read, by reason."""
         return dict(self._bad_reads)
 
+    async def figures(self) -> dict[str, float]:
+        """What the storage side has met since the start, for metrics; they add up over nodes."""
+        return {f"bad_blocks/{status.value}": self._bad_reads[status.value] for status in BAD_STATUSES}
+
     async def close(self) -> None:
+        self._closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._store.close()
+        await asyncio.to_thread(self._server.close)
         self._staging.close()
 
     @property
     def _layout(self) -> BlockLayout:
         return self._staging.layout
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    async def _read(
+        self, loads: Sequence[BlockLoad], side: ReadSide, deadline_s: float
+    ) -> list[BlockReadResult]:
+        reads = []
+        for load in loads:
+            assert load.location is not None, load
+            self._loaded.pop(load.slot, None)
+            reads.append(BlockRead(load.key, load.location, self._staging.slot(load.slot)))
+        if not reads:
+            return []
+        results = await self._in_thread(self._store.read, reads, deadline_s)
+        late: dict[SlotId, threading.Event] = {}
+        for load, result in zip(loads, results, strict=True):
+            if result.status is ReadStatus.OK:
+                self._read_bytes[side] += self._layout.full_block_bytes
+                self._loaded[load.slot] = _Loaded(load.key, result.layer_checksums)
+            elif result.settled is not None:
+                late[load.slot] = result.settled
+        if late:
+            self._report_when_settled(late)
+        # What tells a late read's end stays here: it does not travel between processes.
+        return [replace(result, settled=None) for result in results]
+
+    async def _verify(self, loads: Sequence[BlockLoad], deadline_s: float) -> list[BlockReadResult]:
+        """Are the blocks still in their slots, as they were when they were read?"""
+        if not loads:
+            return []
+        results = await self._in_thread(self._check_slots, list(loads), deadline_s)
+        num_ok = sum(result.status is ReadStatus.OK for result in results)
+        self._read_bytes[ReadSide.DRAM] += num_ok * self._layout.full_block_bytes
+        return results
+
+    def _check_slots(self, loads: list[BlockLoad], deadline_s: float) -> list[BlockReadResult]:
+        """In an I/O thread: checksums take time. What the deadline cuts off is not known to be there."""
+        end_s = time.monotonic() + deadline_s
+        return [
+            self._check_slot(load) if time.monotonic() < end_s else BlockReadResult(ReadStatus.MISSING)
+            for load in loads
+        ]
+
+    def _check_slot(self, load: BlockLoad) -> BlockReadResult:
+        loaded = self._loaded.get(load.slot)
+        if loaded is None or loaded.key != load.key:
+            return BlockReadResult(ReadStatus.MISSING)
+        if layer_checksums(self._layout, self._staging.slot(load.slot)) != loaded.layer_checksums:
+            return BlockReadResult(ReadStatus.CORRUPT)
+        return BlockReadResult(ReadStatus.OK, loaded.layer_checksums)
+
+    def _report_when_settled(self, late: Mapping[SlotId, threading.Event]) -> None:
+        """Tell the scheduler, as late reads end, which slots nobody writes to any more."""
+        loop = asyncio.get_running_loop()
+
+        def watch() -> None:
+            waiting, end_s = dict(late), time.monotonic() + _SETTLE_DEADLINE_S
+            while waiting and time.monotonic() < end_s and not self._closed.is_set():
+                next(iter(waiting.values())).wait(_SETTLE_LOOK_S)
+                settled = [slot for slot, event in waiting.items() if event.is_set()]
+                for slot in settled:
+                    del waiting[slot]
+                if settled:
+                    with suppress(RuntimeError):  # the event loop is closed: nobody is there to be told
+                        loop.call_soon_threadsafe(self._tell, settled)
+
+        # A daemon, as a read that never ends must not hold up the end of the process.
+        threading.Thread(target=watch, name=f"{self._node_id}-late", daemon=True).start()
+
+    def _tell(self, settled: list[SlotId]) -> None:
+        task = asyncio.ensure_future(self._scheduler.settled(self._node_id, settled))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     async def _in_thread(
         self, function: Callable[[list[A], float], list[R]], batch: list[A], deadline_s: float
@@ -110,11 +249,24 @@ class NodeAgent:
 
 
 class NodeProcess(NodeAgent):
-    """A node agent with its staging memory and its store."""
+    """A node agent with its staging memory, which it serves to other nodes, and its store."""
 
     def __init__(
-        self, node_id: NodeId, config: StoreConfig, layout: BlockLayout, directory: str, writer_id: str
+        self,
+        node_id: NodeId,
+        config: StoreConfig,
+        layout: BlockLayout,
+        directory: str,
+        writer_id: str,
+        transport: TransportSpec,
     ) -> None:
         staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
-        store = open_store(config, layout, directory=Path(directory), writer_id=writer_id)
-        super().__init__(node_id, store, staging, config.deadline_s)
+        store = open_store(config, staging, directory=Path(directory), writer_id=writer_id)
+        super().__init__(node_id, store, staging, config.deadline_s, open_region_server(transport))
+
+    async def figures(self) -> dict[str, float]:
+        own = await super().figures()
+        if isinstance(self._store, SsdStore):
+            own["direct_io"] = self._store.direct
+            own["caching_stopped"] = self._store.caching_stopped is not None
+        return own

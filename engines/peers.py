@@ -17,6 +17,8 @@ from engines.types import (
     GenerateResult,
     HandOver,
     HitLost,
+    LostBlock,
+    NodeId,
     Placement,
     PrefillJob,
     ReadSide,
@@ -46,7 +48,9 @@ class SchedulerPeer(Protocol):
         self, stored: Sequence[AnnouncedBlock], failed: Sequence[BlockKey], weights_id: WeightsId
     ) -> None: ...
 
-    async def discard(self, keys: Sequence[BlockKey]) -> None: ...
+    async def hit_lost(self, request_id: RequestId, lost: Sequence[LostBlock]) -> None: ...
+
+    async def settled(self, node_id: NodeId, slots: Sequence[SlotId]) -> None: ...
 
     async def weights(self) -> Weights: ...
 

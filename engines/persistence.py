@@ -53,6 +53,7 @@ class _PromptSlots:
 class _OutgoingBlock:
     request_id: RequestId
     key: BlockKey
+    parent: BlockKey
     block: BlockId
     weights_id: WeightsId
 
@@ -96,7 +97,12 @@ class Persistence:
         placement = turn.placement
         first = placement.hit_tokens // layout.block_tokens
         blocks = [
-            BlockPersist(placement.decode_slots[i], turn.keys[i], turn.slot_checksums[i])
+            BlockPersist(
+                slot=placement.decode_slots[i],
+                key=turn.keys[i],
+                parent=turn.keys[i - 1] if i else turn.chain_root,
+                layer_checksums=turn.slot_checksums[i],
+            )
             for i in range(first, len(turn.keys))
         ]
         new_slots = {block.slot for block in blocks}
@@ -137,14 +143,12 @@ class Persistence:
         """Whether a block could be copied out right now."""
         return bool(self._outgoing and self._reserve)
 
-    def add_block(
-        self, turn: HandOver, key: BlockKey, block: BlockId, events: asyncio.AbstractEventLoop
-    ) -> None:
+    def add_block(self, turn: HandOver, key: BlockKey, parent: BlockKey, block: BlockId) -> None:
         """A pool block is full: store it when a reserve slot is free; until then it stays taken."""
         request_id, weights_id = turn.placement.request_id, turn.placement.weights_id
-        self._outgoing.append(_OutgoingBlock(request_id, key, block, weights_id))
-        wait = asyncio.run_coroutine_threadsafe(self._scheduler.expect([key], weights_id), events)
-        events.call_soon_threadsafe(lambda: self._expected.setdefault(request_id, set()).add(wait))
+        self._outgoing.append(_OutgoingBlock(request_id, key, parent, block, weights_id))
+        wait = asyncio.run_coroutine_threadsafe(self._scheduler.expect([key], weights_id), self._events)
+        self._events.call_soon_threadsafe(lambda: self._expected.setdefault(request_id, set()).add(wait))
 
     @property
     def blocks_coming_back(self) -> bool:
@@ -180,7 +184,7 @@ class Persistence:
     def _write_generated(self, outgoing: _OutgoingBlock, slot: SlotId) -> None:
         staging = self._traffic.staging
         checksums = layer_checksums(staging.layout, staging.slot(slot))
-        block = BlockPersist(slot, outgoing.key, checksums)
+        block = BlockPersist(slot, outgoing.key, outgoing.parent, checksums)
         self._write(outgoing.request_id, [block], outgoing.weights_id, self._reserve_written)
 
     def _write(
@@ -215,7 +219,7 @@ class Persistence:
             logger.warning("%d blocks were not stored: %s", len(blocks), error)
             locations = (None,) * len(blocks)
         stored = [
-            AnnouncedBlock(block.key, location)
+            AnnouncedBlock(block.key, block.parent, location)
             for block, location in zip(blocks, locations, strict=True)
             if location is not None
         ]

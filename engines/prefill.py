@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from engines.engine import Engine, EngineParts
@@ -30,13 +30,17 @@ from engines.types import (
     FirstToken,
     HandOver,
     HitLost,
+    LostBlock,
     NodeId,
     PhaseSeconds,
+    Placement,
     PrefillJob,
     ReadSide,
     RequestId,
+    SlotId,
 )
 from kvstore.errors import TransferError
+from kvstore.prefix_index import IndexedBlock
 from kvstore.staging import StagingHandle
 from kvstore.store import BlockReadResult, ReadStatus
 from kvstore.transport import RegionHandle
@@ -118,11 +122,10 @@ class PrefillEngine(Engine):
 
     async def _serve(self, job: PrefillJob) -> FirstToken | HitLost:
         started_s = time.monotonic()
-        results = await self._read(job)
-        lost = [index for index, result in enumerate(results) if result.status is not ReadStatus.OK]
+        results = await self._load(job)
+        lost = _lost_blocks(job, results)
         if lost:
-            late = any(result.status is ReadStatus.TIMED_OUT for result in results)
-            return await self._hit_lost(job, lost, late=late)
+            return await self._hit_lost(job, lost)
         self._stop_if_aborted(job.placement.request_id)
         read_s = time.monotonic() - started_s
         computed = await self._compute(job, tuple(result.layer_checksums for result in results))
@@ -149,34 +152,24 @@ class PrefillEngine(Engine):
         if request_id in self._aborted:
             raise EngineFailed(f"{request_id} was aborted")
 
-    async def _read(self, job: PrefillJob) -> tuple[BlockReadResult, ...]:
-        placement = job.placement
-        blocks = [
-            block for part in placement.read_plan if part.side is ReadSide.PREFILL for block in part.blocks
-        ]
-        if not blocks:
-            return ()
+    async def _load(self, job: PrefillJob) -> tuple[BlockReadResult, ...]:
         loads = [
-            BlockLoad(slot, block.key, block.location)
-            for slot, block in zip(placement.prefill_slots, blocks, strict=True)
+            BlockLoad(slot, block.key, None if side is ReadSide.DRAM else block.location)
+            for slot, side, block in _hit_slots(job.placement)
         ]
+        if not loads:
+            return ()
         self._num_reading += 1
         try:
             return await self._node.load(loads, ReadSide.PREFILL, self._config.step_deadline_s)
         finally:
             self._num_reading -= 1
 
-    async def _hit_lost(self, job: PrefillJob, lost: list[int], *, late: bool) -> HitLost:
-        """The first bad block ends the hit; all that failed leave the index.
-
-        A read that is late may still write into its slot, so the attempt's slots are set aside.
-        """
-        if late:
-            await self._scheduler.finish(job.placement.request_id, resolved=False)
-        blocks = [block for part in job.placement.read_plan for block in part.blocks]
-        keys = tuple(blocks[index].key for index in lost)
-        await self._scheduler.discard(keys)
-        return HitLost(hit_tokens=lost[0] * self._layout.block_tokens, lost_keys=keys)
+    async def _hit_lost(self, job: PrefillJob, lost: dict[int, LostBlock]) -> HitLost:
+        """The first bad block ends the hit, and the attempt; the next one will not find those that failed."""
+        await self._scheduler.hit_lost(job.placement.request_id, list(lost.values()))
+        keys = tuple(block.key for block in lost.values())
+        return HitLost(hit_tokens=min(lost) * self._layout.block_tokens, lost_keys=keys)
 
     async def _compute(self, job: PrefillJob, hit_checksums: tuple[tuple[int, ...], ...]) -> _Computed:
         if self._failure is not None:
@@ -202,6 +195,7 @@ class PrefillEngine(Engine):
             placement=job.placement,
             prompt_tokens=job.prompt_tokens,
             keys=job.keys,
+            chain_root=job.chain_root,
             tail_parent=job.keys[-1] if job.keys else job.chain_root,
             tail_ids=job.miss_ids[len(job.miss_ids) - num_tail :],
             slot_checksums=computed.slot_checksums,
@@ -310,6 +304,23 @@ class PrefillEngine(Engine):
                     ready.done.set_exception(EngineFailed(failure))
 
         self._events.call_soon_threadsafe(set_exceptions)
+
+
+def _hit_slots(placement: Placement) -> Iterator[tuple[SlotId, ReadSide, IndexedBlock]]:
+    """The hit's blocks in order, each with its slot on the prefill node and where it comes from."""
+    blocks = [(part.side, block) for part in placement.read_plan for block in part.blocks]
+    for slot, (side, block) in zip(placement.prefill_slots, blocks, strict=True):
+        yield slot, side, block
+
+
+def _lost_blocks(job: PrefillJob, results: Sequence[BlockReadResult]) -> dict[int, LostBlock]:
+    """By their place in the prompt, the hit's blocks that cannot be used."""
+    hits = zip(_hit_slots(job.placement), results, strict=True)
+    return {
+        index: LostBlock(block.key, slot, side, late=result.status is ReadStatus.TIMED_OUT)
+        for index, ((slot, side, block), result) in enumerate(hits)
+        if result.status is not ReadStatus.OK
+    }
 
 
 def _checksums(ready: _Ready, feed: PrefillFeed, index: int) -> tuple[tuple[int, ...], ...]:

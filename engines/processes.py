@@ -19,7 +19,7 @@ from engines.model.tokenizer import load_tokenizer
 from engines.model.transformers_runner import TransformersRunner
 from engines.prefill import PrefillEngine
 from engines.types import EngineId, Weights
-from kvstore.open_store import open_transport
+from kvstore.open_transport import TransportSpec, open_transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class EngineSpec:
     config: EnginesConfig
     model_path: str
     block_tokens: int
-    transport: Literal["shm"]
+    transport: TransportSpec
     weights: Weights
     job_seed: int
 

@@ -2,8 +2,8 @@
 
 A turn waits until it can have everything at once: a prefill engine, a decode engine, decode slots for its
 whole prompt and prefill slots for what is read there. So nobody holds while waiting, and the queue is FIFO,
-so nobody starves. Which engine and which side is decided in engines.scheduling; this class keeps the books.
-It never sees token ids.
+so nobody starves. Which engine and which side is decided in engines.scheduling; who has what is written down
+in engines.loans; this class says when. It never sees token ids.
 
 Every placement ends with `finish`, which takes back whatever was not given back before.
 """
@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 
 from engines.config import SchedulerConfig
 from engines.errors import PlacementTimeout, RequestRefused
+from engines.loans import Loan, Loans
 from engines.scheduling import read_plan
-from engines.scheduling.placement import EngineLoad, choose_decode, choose_prefill
+from engines.scheduling.placement import choose_decode, choose_prefill
+from engines.store_keeper import StoreKeeper
+from engines.turn_queue import TurnQueue, WaitingTurn
 from engines.types import (
     AnnouncedBlock,
-    EngineId,
     EngineInfo,
     EngineRole,
+    LostBlock,
     NodeId,
-    PhaseSeconds,
     Placement,
     ReadSide,
     RequestId,
@@ -37,55 +37,6 @@ from engines.types import (
 from kvstore.keys import BlockKey, WeightsId
 from kvstore.layout import BlockLayout
 from kvstore.prefix_index import IndexedBlock, PrefixIndex
-from kvstore.slots import SlotPool
-
-
-@dataclass(slots=True)
-class _Engine:
-    info: EngineInfo
-    num_requests: int = 0
-    load_tokens: int = 0
-
-    def load(self) -> EngineLoad:
-        return EngineLoad(self.info.engine_id, self.info.node_id, self.num_requests, self.load_tokens)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    request: TurnRequest
-    answer: asyncio.Future[Placement]
-    since_s: float
-    pending_key: BlockKey | None = None
-    """A block of its prompt that somebody is making right now, and that it waits for."""
-    pending_since_s: float | None = None
-    pending_until_s: float | None = None
-    buffer_since_s: float | None = None
-
-    def waited(self, now_s: float) -> PhaseSeconds:
-        """Where the time since submission went, if it is placed now."""
-        persist_wait_s = buffer_wait_s = 0.0
-        if self.pending_since_s is not None and self.pending_until_s is not None:
-            persist_wait_s = self.pending_until_s - self.pending_since_s
-        if self.buffer_since_s is not None:
-            buffer_wait_s = now_s - self.buffer_since_s
-        return PhaseSeconds(
-            queue=now_s - self.since_s - persist_wait_s - buffer_wait_s,
-            buffer_wait=buffer_wait_s,
-            persist_wait=persist_wait_s,
-        )
-
-
-@dataclass(slots=True)
-class _Placed:
-    placement: Placement
-    tokens: int
-    new_keys: tuple[BlockKey, ...]
-    """Prompt blocks it makes; once it is handed over, the decode engine announces what became of them."""
-    prefilling: bool = True
-    handed_over: bool = False
-    """The decode engine has taken the turn over: it alone gives the decode slots back."""
-    finished: bool = False
-    slots: dict[NodeId, set[SlotId]] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -97,20 +48,21 @@ class Scheduler:
         *,
         prefill_load_limit_tokens: int,
         weights: Weights,
+        dram_bytes: int = 0,
+        keeper: StoreKeeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`dram_bytes` of each node's memory may keep blocks. Without a `keeper` nothing is evicted."""
         self._config = config
         self._load_limit_tokens = prefill_load_limit_tokens
         self._weights = weights
+        self._dram_bytes = dram_bytes
+        self._keeper = keeper
         self._clock = clock
-        self._index = PrefixIndex()
-        self._pools: dict[NodeId, SlotPool] = {}
-        self._lendable_slots: dict[NodeId, int] = {}
+        self._index = PrefixIndex() if keeper is None else keeper.index
         self._layout: BlockLayout | None = None
-        self._engines: dict[EngineId, _Engine] = {}
-        self._answers: dict[RequestId, asyncio.Future[Placement]] = {}
-        self._queue: deque[_Waiting] = deque()
-        self._placed: dict[RequestId, _Placed] = {}
+        self._loans = Loans()
+        self._queue = TurnQueue()
         self._paused = False
         self._changed = asyncio.Event()
         self._lost_blocks = 0
@@ -119,26 +71,21 @@ class Scheduler:
 
     async def register_node(self, node_id: NodeId, num_slots: int, layout: BlockLayout) -> None:
         """A node's staging memory is at the scheduler's disposal."""
-        self._pools[node_id] = SlotPool(num_slots)
-        self._lendable_slots[node_id] = num_slots
+        self._loans.add_node(node_id, num_slots, self._dram_bytes // layout.slot_bytes)
         self._layout = layout
 
     async def register_engine(self, info: EngineInfo, reserve_slots: int) -> tuple[SlotId, ...]:
         """An engine is ready; the slots returned are its own for persisting, never lent to prompts."""
-        self._engines[info.engine_id] = _Engine(info)
-        self._lendable_slots[info.node_id] -= reserve_slots
-        return tuple(SlotId(slot) for slot in self._pools[info.node_id].take(reserve_slots))
+        return self._loans.add_engine(info, reserve_slots)
 
     # -- the life of a turn --------------------------------------------------------------------------
 
     async def submit(self, request: TurnRequest) -> Placement:
         """Wait for a place. Raises RequestRefused or PlacementTimeout, nothing then reserved."""
-        self._refuse_misfits(request)
-        answer: asyncio.Future[Placement] = asyncio.get_running_loop().create_future()
-        self._answers[request.request_id] = answer
+        self._loans.refuse_misfits(request, self._block_tokens)
+        self._refuse_stale(request)
+        answer = self._queue.join(request, self._clock()).answer
         try:
-            self._refuse_stale(request)
-            self._queue.append(_Waiting(request, answer, self._clock()))
             self._place()
             async with asyncio.timeout(request.deadline_s):
                 return await answer
@@ -147,30 +94,48 @@ class Scheduler:
                 return answer.result()  # placed in the last moment
             raise PlacementTimeout(
                 f"{request.request_id} found no place within {request.deadline_s:.1f} s; "
-                f"{len(self._queue)} turns wait, {len(self._placed)} are placed"
+                f"{len(self._queue)} turns wait, {len(self._loans)} are placed"
             ) from None
         finally:
-            self._forget(request.request_id)
+            self._queue.leave(request.request_id)
             self._place()
 
     async def prefilled(self, request_id: RequestId) -> None:
         """The prefill engine is done: its slots and its share of load come back."""
-        placed = self._placed.get(request_id)
-        if placed is None or not placed.prefilling:
+        loan = self._loans.get(request_id)
+        if loan is None or not loan.prefilling:
             return
-        placed.handed_over = True
-        self._end_prefill(placed)
-        placement = placed.placement
-        self._give_back(placed, placement.prefill_node, placement.prefill_slots)
+        self._end_prefill(loan)
+        self._loans.hand_over(loan, keep=loan.placement.weights_id == self._weights.weights_id)
         self._place()
 
     async def release_slots(self, request_id: RequestId, slots: Sequence[SlotId]) -> None:
         """The decode node needs these slots of the request's no more."""
-        placed = self._placed.get(request_id)
-        if placed is not None:
-            self._give_back(placed, placed.placement.decode_node, slots)
-            self._drop_if_over(placed)
+        loan = self._loans.get(request_id)
+        if loan is not None:
+            self._loans.release(loan, loan.placement.decode_node, slots)
             self._place()
+
+    async def hit_lost(self, request_id: RequestId, lost: Sequence[LostBlock]) -> None:
+        """These blocks of the hit could not be used, which ends the attempt: they are hits no more.
+
+        A block that was not what a node kept in its memory is still read from the store next time. Slots
+        whose reads are late are set aside until the node says that they have settled.
+        """
+        in_dram = [block for block in lost if block.side is ReadSide.DRAM]
+        self._lost_blocks += sum(self._index.discard(b.key) for b in lost if b.side is not ReadSide.DRAM)
+        loan = self._loans.get(request_id)
+        if loan is not None:
+            self._loans.drop_from_dram(loan.placement.prefill_node, in_dram)
+            self._end(loan)
+            self._forget_new_keys(loan)
+            self._loans.take_back(loan, late=[block.slot for block in lost if block.late])
+        self._place()
+
+    async def settled(self, node_id: NodeId, slots: Sequence[SlotId]) -> None:
+        """Late reads have ended: nobody writes into these slots of the node any more."""
+        self._loans.settled(node_id, slots)
+        self._place()
 
     async def finish(self, request_id: RequestId, *, resolved: bool = True) -> None:
         """The attempt is over. `resolved=False`: somebody may still write into its slots.
@@ -178,23 +143,15 @@ class Scheduler:
         Decode slots of a turn that was handed over stay with the decode engine until it has stored
         what is in them.
         """
-        placed = self._placed.get(request_id)
-        if placed is None:
-            self._take_back(request_id)
+        loan = self._loans.get(request_id)
+        if loan is None:
+            self._queue.take_back(request_id)
+            self._place()
             return
-        if placed.prefilling:
-            self._end_prefill(placed)
-        if not placed.finished:
-            placed.finished = True
-            self._unload(placed.placement.decode_engine, placed.tokens)
-        if not (placed.handed_over and resolved):
-            self._index.cancel(placed.new_keys)
-            placed.new_keys = ()
-            for node_id, slots in placed.slots.items():
-                pool = self._pools[node_id]
-                (pool.give_back if resolved else pool.quarantine)(slots)
-            placed.slots.clear()
-        self._drop_if_over(placed)
+        self._end(loan)
+        if not (loan.handed_over and resolved):
+            self._forget_new_keys(loan)
+            (self._loans.take_back if resolved else self._loans.quarantine)(loan)
         self._place()
 
     # -- the index -----------------------------------------------------------------------------------
@@ -210,13 +167,9 @@ class Scheduler:
         """These persists have ended. Blocks of older weights are dropped."""
         if weights_id == self._weights.weights_id:
             for block in stored:
-                self._index.announce(block.key, block.location, weights_id)
+                self._index.announce(block.key, block.location, weights_id, block.parent)
             self._index.cancel(failed)
-        self._place()
-
-    async def discard(self, keys: Sequence[BlockKey]) -> None:
-        """These blocks could not be read: they are hits no more."""
-        self._lost_blocks += sum(self._index.discard(key) for key in keys)
+            self._keep_store({block.location.segment for block in stored})
         self._place()
 
     # -- weights -------------------------------------------------------------------------------------
@@ -224,7 +177,7 @@ class Scheduler:
     async def pause(self, deadline_s: float) -> None:
         """Place nothing more; return when no turn is placed and no persist is pending."""
         self._paused = True
-        await self._until(lambda: not self._placed and not self._index.num_pending, deadline_s)
+        await self._until(lambda: not self._loans and not self._index.num_pending, deadline_s)
 
     async def resume(self) -> None:
         self._paused = False
@@ -234,10 +187,9 @@ class Scheduler:
         """Engines hold `weights` now: what was keyed with others is never hit again."""
         self._weights = weights
         self._index.drop_weights_except(weights.weights_id)
-        for waiting in self._queue:
-            if not waiting.answer.done():
-                waiting.answer.set_exception(self._stale(waiting.request))
-        self._queue.clear()
+        self._loans.empty_dram()
+        self._keep_store(())
+        self._queue.refuse_all(self._stale)
         self._notify()
 
     async def weights(self) -> Weights:
@@ -247,20 +199,23 @@ class Scheduler:
         """What the scheduler holds right now, for metrics."""
         return {
             "queue_length": len(self._queue),
-            "placed": len(self._placed),
+            "placed": len(self._loans),
             "indexed_blocks": len(self._index),
             "lost_blocks": self._lost_blocks,
-            "free_slots": sum(pool.num_free for pool in self._pools.values()),
-            "quarantined_slots": sum(pool.num_quarantined for pool in self._pools.values()),
+            "stored_bytes": self._index.stored_bytes,
+            "evicted_bytes": 0 if self._keeper is None else self._keeper.evicted_bytes,
+            **self._loans.figures(),
         }
 
     def check(self) -> None:
         """Raise AssertionError unless books agree."""
         self._index.check()
-        for pool in self._pools.values():
-            pool.check()
-        for engine in self._engines.values():
-            assert (engine.num_requests == 0) == (engine.load_tokens == 0), engine
+        self._loans.check()
+
+    async def close(self) -> None:
+        """Let go of the store. Idempotent."""
+        if self._keeper is not None:
+            await self._keeper.close()
 
     # -- inside --------------------------------------------------------------------------------------
 
@@ -274,19 +229,19 @@ class Scheduler:
         """Whether the queue moved on."""
         for waiting in self._queue:
             if waiting.answer.done():  # its caller has gone
-                self._queue.remove(waiting)
+                self._queue.leave(waiting.request.request_id)
                 return True
             if self._waits_for_block(waiting):
                 continue
             placement = self._try(waiting)
             if placement is None:
                 return False
-            self._queue.remove(waiting)
+            self._queue.leave(waiting.request.request_id)
             waiting.answer.set_result(placement)
             return True
         return False
 
-    def _waits_for_block(self, waiting: _Waiting) -> bool:
+    def _waits_for_block(self, waiting: WaitingTurn) -> bool:
         """Whether a block of its prompt is being made by another turn, and worth waiting for still.
 
         So the samples of a group, whose prompts are the same, compute that prompt once.
@@ -297,37 +252,34 @@ class Scheduler:
             return True
         pending = self._index.match(self._hit_keys(waiting.request)).pending
         if not pending:
-            if waiting.pending_since_s is not None:
-                waiting.pending_until_s = self._clock()
+            if waiting.pending_key is not None:
+                waiting.wait_for_no_block(self._clock())
             return False
-        if waiting.pending_since_s is None:
-            waiting.pending_since_s = self._clock()
-            waiting.buffer_since_s = None  # an instant is charged to one phase
+        if waiting.wait_for_block(pending[0], self._clock()):
             deadline_s = self._config.pending_deadline_s
             asyncio.get_running_loop().call_later(deadline_s, self._wait_no_longer, waiting)
-        waiting.pending_key = pending[0]
         return True
 
-    def _wait_no_longer(self, waiting: _Waiting) -> None:
+    def _wait_no_longer(self, waiting: WaitingTurn) -> None:
         """The first block that is still pending ends the hit."""
-        if waiting.pending_until_s is None:
-            waiting.pending_until_s = self._clock()
-            self._place()
+        waiting.wait_for_no_block(self._clock())
+        self._place()
 
-    def _try(self, waiting: _Waiting) -> Placement | None:
+    def _try(self, waiting: WaitingTurn) -> Placement | None:
         request, now_s = waiting.request, self._clock()
         failed = request.failed_engines
-        prefill = choose_prefill(self._loads(EngineRole.PREFILL), self._load_limit_tokens, failed)
-        decode = choose_decode(self._loads(EngineRole.DECODE, room_for=_context(request)), failed)
+        loads = self._loans.loads(EngineRole.PREFILL)
+        prefill = choose_prefill(loads, self._load_limit_tokens, failed)
+        loads = self._loans.loads(EngineRole.DECODE, room_for=request.context_tokens)
+        decode = choose_decode(loads, failed)
         if prefill is None or decode is None:
             return None
         hit = self._hit(request)
-        plan = read_plan.basic(hit)
-        num_prefill = read_plan.num_blocks_on(ReadSide.PREFILL, plan)
-        slots = self._reserve(request, prefill.node_id, num_prefill, decode.node_id)
+        plan = read_plan.basic(hit, self._loans.in_dram(prefill.node_id, (block.key for block in hit)))
+        num_decode = -(-request.prompt_tokens // self._block_tokens)
+        slots = self._loans.reserve(plan, prefill.node_id, decode.node_id, num_decode)
         if slots is None:
-            if waiting.buffer_since_s is None:
-                waiting.buffer_since_s = now_s
+            waiting.wait_for_slots(now_s)
             return None
         placement = Placement(
             request_id=request.request_id,
@@ -343,7 +295,9 @@ class Scheduler:
             weights_id=self._weights.weights_id,
             waited=waiting.waited(now_s),
         )
-        self._keep(placement, _context(request), request.keys[len(hit) :])
+        loan = self._loans.lend(placement, request.context_tokens, request.keys[len(hit) :])
+        self._index.expect(loan.new_keys, placement.weights_id)
+        self._index.pin(loan.segments)
         return placement
 
     def _hit(self, request: TurnRequest) -> tuple[IndexedBlock, ...]:
@@ -361,96 +315,30 @@ class Scheduler:
         """Keys of the blocks that may be hits: at least the prompt's last token is computed."""
         return request.keys[: (request.prompt_tokens - 1) // self._block_tokens]
 
-    def _reserve(
-        self, request: TurnRequest, prefill_node: NodeId, num_prefill: int, decode_node: NodeId
-    ) -> tuple[tuple[SlotId, ...], tuple[SlotId, ...]] | None:
-        """All slots of both sides, or none."""
-        num_decode = -(-request.prompt_tokens // self._block_tokens)
-        wanted = {prefill_node: 0, decode_node: 0}
-        wanted[prefill_node] += num_prefill
-        wanted[decode_node] += num_decode
-        if any(self._pools[node].num_free < count for node, count in wanted.items()):
-            return None
-        prefill = self._pools[prefill_node].take(num_prefill)
-        decode = self._pools[decode_node].take(num_decode)
-        return tuple(map(SlotId, prefill)), tuple(map(SlotId, decode))
+    def _end(self, loan: Loan) -> None:
+        """Neither engine works on the attempt any more."""
+        if loan.prefilling:
+            self._end_prefill(loan)
+        self._loans.finish(loan)
 
-    def _keep(self, placement: Placement, tokens: int, new_keys: tuple[BlockKey, ...]) -> None:
-        placed = _Placed(placement, tokens, new_keys)
-        self._index.expect(new_keys, placement.weights_id)
-        for node_id, slots in (
-            (placement.prefill_node, placement.prefill_slots),
-            (placement.decode_node, placement.decode_slots),
-        ):
-            placed.slots.setdefault(node_id, set()).update(slots)
-        self._placed[placement.request_id] = placed
-        for engine_id in (placement.prefill_engine, placement.decode_engine):
-            self._engines[engine_id].num_requests += 1
-            self._engines[engine_id].load_tokens += tokens
+    def _end_prefill(self, loan: Loan) -> None:
+        self._loans.end_prefill(loan)
+        self._index.unpin(loan.segments)
 
-    def _drop_if_over(self, placed: _Placed) -> None:
-        if placed.finished and not any(placed.slots.values()):
-            self._placed.pop(placed.placement.request_id, None)
+    def _forget_new_keys(self, loan: Loan) -> None:
+        """Nobody will announce what became of the blocks the turn was to make."""
+        self._index.cancel(loan.new_keys)
+        loan.new_keys = ()
 
-    def _forget(self, request_id: RequestId) -> None:
-        """The request's caller has its answer or has gone."""
-        self._answers.pop(request_id, None)
-        self._queue = deque(w for w in self._queue if w.request.request_id != request_id)
-
-    def _take_back(self, request_id: RequestId) -> None:
-        """A request that still waits, for blocks or for a place, is not wanted any more."""
-        answer = self._answers.get(request_id)
-        if answer is not None and not answer.done():
-            answer.set_exception(PlacementTimeout(f"{request_id} was taken back"))
-        self._place()
-
-    def _end_prefill(self, placed: _Placed) -> None:
-        placed.prefilling = False
-        self._unload(placed.placement.prefill_engine, placed.tokens)
-
-    def _unload(self, engine_id: EngineId, tokens: int) -> None:
-        self._engines[engine_id].num_requests -= 1
-        self._engines[engine_id].load_tokens -= tokens
-
-    def _give_back(self, placed: _Placed, node_id: NodeId, slots: Sequence[SlotId]) -> None:
-        held = placed.slots.get(node_id, set())
-        returning = [slot for slot in slots if slot in held]
-        held.difference_update(returning)
-        self._pools[node_id].give_back(returning)
-
-    def _loads(self, role: EngineRole, room_for: int = 0) -> Iterable[EngineLoad]:
-        for engine in self._engines.values():
-            if engine.info.role is not role:
-                continue
-            if role is EngineRole.DECODE and engine.info.kv_tokens < room_for:
-                continue
-            yield engine.load()
-
-    def _nodes(self, role: EngineRole) -> set[NodeId]:
-        return {e.info.node_id for e in self._engines.values() if e.info.role is role}
+    def _keep_store(self, written: Collection[str]) -> None:
+        """Blocks were announced in these segments, or weights have changed: there may be too much now."""
+        if self._keeper is not None:
+            self._keeper.make_room(written, self._weights.weights_id)
 
     @property
     def _block_tokens(self) -> int:
         assert self._layout is not None, "no node has registered"
         return self._layout.block_tokens
-
-    def _refuse_misfits(self, request: TurnRequest) -> None:
-        """A request that would not even fit an empty cluster must not wait for ever."""
-        nodes = {role: self._nodes(role) for role in EngineRole}
-        sides = 2 if nodes[EngineRole.PREFILL] & nodes[EngineRole.DECODE] else 1
-        needed = sides * -(-request.prompt_tokens // self._block_tokens)
-        room = min(self._lendable_slots[node] for node in self._pools)
-        if needed > room:
-            raise RequestRefused(
-                f"{request.request_id} needs {needed} staging slots for its {request.prompt_tokens} "
-                f"prompt tokens, the smallest node lends {room}; raise kvstore.staging_bytes"
-            )
-        kv_tokens = [e.info.kv_tokens for e in self._engines.values() if e.info.role is EngineRole.DECODE]
-        if _context(request) > max(kv_tokens):
-            raise RequestRefused(
-                f"{request.request_id} may grow to {_context(request)} tokens, the largest decode "
-                f"engine holds {max(kv_tokens)}; raise engines.decode_kv_bytes"
-            )
 
     def _refuse_stale(self, request: TurnRequest) -> None:
         if request.weights_version != self._weights.version:
@@ -470,8 +358,3 @@ class Scheduler:
 
     def _notify(self) -> None:
         self._changed.set()
-
-
-def _context(request: TurnRequest) -> int:
-    """Tokens the turn may hold at its end."""
-    return request.prompt_tokens + request.max_output_tokens

@@ -137,15 +137,19 @@ class Weights:
 
 
 class ReadSide(StrEnum):
-    """Which node's storage NIC reads a block range."""
+    """Where a block range of a hit comes from."""
 
     PREFILL = "prefill"
+    """Storage, read through the prefill node's storage NIC."""
     DECODE = "decode"
+    """Storage, read through the decode node's storage NIC."""
+    DRAM = "dram"
+    """The prefill node's own staging memory, where an earlier turn left it: nothing is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRange:
-    """Consecutive blocks of a prompt's hit, read on one side."""
+    """Consecutive blocks of a prompt's hit that come from one side."""
 
     side: ReadSide
     start_block: int
@@ -168,6 +172,11 @@ class TurnRequest:
     failed_engines: frozenset[EngineId] = frozenset()
     """Engines that failed the turn before; they are taken only if there is no other."""
 
+    @property
+    def context_tokens(self) -> int:
+        """Tokens the turn may hold at its end."""
+        return self.prompt_tokens + self.max_output_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -182,7 +191,8 @@ class Placement:
     hit_tokens: int
     """Whole blocks; at most prompt_tokens - 1."""
     prefill_slots: tuple[SlotId, ...]
-    """Prefill node's slots for the blocks read there, in the order of the read plan."""
+    """Prefill node's slots of the blocks that come from there, in the order of the read plan. Those of
+    ReadSide.DRAM are shared with other turns and only read."""
     decode_slots: tuple[SlotId, ...]
     """Decode node's slots for the whole prompt, in block order: it is assembled there."""
     weights_version: int
@@ -222,11 +232,12 @@ class HitLost:
 
 @dataclass(frozen=True, slots=True)
 class BlockLoad:
-    """Read one block into a slot of the node's staging memory."""
+    """Read one block into a slot of the node's staging memory, or see that it is there already."""
 
     slot: SlotId
     key: BlockKey
-    location: BlockLocation
+    location: BlockLocation | None
+    """None: the block is in the slot since an earlier load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +246,8 @@ class BlockPersist:
 
     slot: SlotId
     key: BlockKey
+    parent: BlockKey
+    """Key of the block before it; the chain root for a context's first."""
     layer_checksums: tuple[int, ...]
 
 
@@ -243,7 +256,21 @@ class AnnouncedBlock:
     """A persisted block: what the index must know of it."""
 
     key: BlockKey
+    parent: BlockKey
+    """Key of the block before it; the chain root for a context's first."""
     location: BlockLocation
+
+
+@dataclass(frozen=True, slots=True)
+class LostBlock:
+    """A hit block of a placed turn that could not be used."""
+
+    key: BlockKey
+    slot: SlotId
+    """Of the prefill node."""
+    side: ReadSide
+    late: bool
+    """Its read is still on its way and may write into the slot until the node says that it has settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +281,8 @@ class HandOver:
     prompt_tokens: int
     keys: tuple[BlockKey, ...]
     """Keys of the prompt's whole blocks; those past the hit are not stored yet."""
+    chain_root: BlockKey
+    """Parent key of the first block."""
     tail_parent: BlockKey
     """Parent key of the block that `tail_ids` begin."""
     tail_ids: array[int]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,9 @@ from engines.cluster import ClusterSpec, EngineCluster, gpu_engines_by_node, sta
 from engines.model.load import inspect_model
 from engines.model.runner import NamedArray
 from engines.types import Weights
+from kvstore.job_token import JobToken
 from kvstore.keys import WeightsId, weights_id_after_update, weights_id_of_files
+from kvstore.open_transport import TransportSpec
 from rollout.actors import RayCluster
 from rollout.agent import Sample
 from rollout.config import RunConfig
@@ -33,6 +36,7 @@ from rollout.types import Trajectory
 from rollout.worker import AgentWorker, WorkerSpec
 
 _BUCKET_BYTES = 64 << 20
+_STORE_FIGURES = ("stored_bytes", "evicted_bytes", "quarantined_slots")
 BASE_WEIGHTS = WeightsId("base")
 """Names the model's own weights where a store is not shared."""
 
@@ -196,11 +200,24 @@ class AsyncRolloutBackend:
             snic_bytes=tuple(node.read_prefill_side + node.read_decode_side for node in moved),
         )
 
+    async def store_figures(self) -> dict[str, float]:
+        """What the KV store holds and has met since the start, as `kv/` figures.
+
+        kv/direct_io and kv/caching_stopped count the nodes whose I/O goes past the page cache, and those
+        whose store takes no more blocks.
+        """
+        scheduler = await self._cluster.scheduler.figures()
+        totals = Counter({name: scheduler[name] for name in _STORE_FIGURES})
+        for figures in (await self._cluster.node_figures()).values():
+            totals.update(figures)
+        return {f"kv/{name}": float(value) for name, value in totals.items()}
+
     async def metrics(self) -> Mapping[str, float]:
         """What the backend holds and has done since the start, as flat slash-named figures."""
         figures: dict[str, float] = {"rollout/weights_version": self.weights_version}
         scheduler = await self._cluster.scheduler.figures()
-        figures |= {f"scheduler/{name}": value for name, value in scheduler.items()}
+        figures |= {f"scheduler/{k}": v for k, v in scheduler.items() if k not in _STORE_FIGURES}
+        figures |= await self.store_figures()
         kv = await self.kv_bytes()
         figures["kv/read_bytes/prefill_side"] = kv.read_prefill_side
         figures["kv/read_bytes/decode_side"] = kv.read_decode_side
@@ -267,7 +284,8 @@ class AsyncRolloutBackend:
         return Path(config.kvstore.path or Path(config.run_dir) / "kvstore").absolute()
 
     async def _close_engines(self) -> None:
-        await asyncio.gather(*(node.close() for node in self._cluster.nodes.values()), return_exceptions=True)
+        parts = (*self._cluster.nodes.values(), self._cluster.scheduler)
+        await asyncio.gather(*(part.close() for part in parts), return_exceptions=True)
 
 
 def cluster_spec(
@@ -283,7 +301,7 @@ def cluster_spec(
         engines=config.engines,
         scheduler=config.scheduler,
         kvstore=config.kvstore,
-        transport=config.transport,
+        transport=TransportSpec(config.transport, JobToken.draw()),
         model_path=model_path,
         store_directory=store_directory,
         run_id=run_id,

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from engines.config import EnginesConfig, SchedulerConfig, require_above, require_at_least
 from engines.types import SamplingParams
 from kvstore.config import StoreConfig
+from kvstore.transport_config import TransportConfig
 from rollout.trainer_config import TrainerConfig
 from rollout.warm_start_config import WarmStartConfig
 
@@ -156,8 +157,8 @@ class RunConfig:
     """The prefill and decode engines."""
     kvstore: StoreConfig
     """Where KV blocks live between turns."""
-    transport: Literal["shm"]
-    """How KV moves between nodes: `shm` is shared memory on one host."""
+    transport: TransportConfig
+    """How KV moves between nodes."""
     scheduler: SchedulerConfig
     """How turns are placed."""
     trainer: TrainerConfig

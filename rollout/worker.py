@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass
 
 from engines.client import ClientParts
-from engines.model.tokenizer import load_tokenizer
+from engines.model.tokenizer import end_token_ids, load_tokenizer
 from engines.types import SamplingParams
 from rollout.agent import AgentSetup, Sample, run_agent
 from rollout.limits import Limits
@@ -34,7 +34,7 @@ class AgentWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         self._setup = AgentSetup(
             engines=spec.parts.client(),
-            prompt_format=open_format(load_tokenizer(spec.model_path)),
+            prompt_format=open_format(load_tokenizer(spec.model_path), end_token_ids(spec.model_path)),
             sampling=spec.sampling,
             limits=spec.limits,
         )

@@ -21,6 +21,7 @@ CHOICES = sorted(
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 CONFIG_MODULES = (
     "kvstore/config.py",
+    "kvstore/mooncake_config.py",
     "engines/config.py",
     "rollout/config.py",
     "rollout/trainer_config.py",
@@ -95,7 +96,6 @@ def test_run_dir_names_the_job():
         "resume=runs/earlier",
         "overwrite=true",
         "seed=5",
-        "transport=shm",
     ],
 )
 def test_an_override_of_the_run_contract_reaches_its_field(override):
@@ -107,6 +107,7 @@ def test_an_override_of_the_run_contract_reaches_its_field(override):
 
 
 def test_a_group_choice_changes_what_it_names():
+    assert [load_config(choice).transport.kind for choice in ([], ["transport=tcp"])] == ["shm", "tcp"]
     assert load_config(["monitor=wandb_online"]).monitor.wandb == "online"
 
 
@@ -155,7 +156,7 @@ def test_the_configuration_is_frozen_and_slotted():
         (["num_agents=0"], ["num_agents", ">= 1", "0"]),
         (["job=sleep"], ["job", "'train' or 'rollout'", "sleep"]),
         (["kvstore=tape"], ["kvstore=tape", "ssd"]),
-        (["transport=pigeon"], ["transport=pigeon", "shm"]),
+        (["transport=pigeon"], ["transport=pigeon", "shm, tcp"]),
         (["experiment=none"], ["experiment=none", "smoke, tiny_rl"]),
         (["kvstore.block_tokens=129"], ["kvstore.block_tokens", "1..128", "129"]),
         (["engines.dtype=int4"], ["engines.dtype", "'float32' or 'bfloat16'", "int4"]),

@@ -23,13 +23,19 @@ ONLY_IN: dict[str, set[str]] = {
     "omegaconf": {"rollout/compose.py"},
     "pyverbs": set(),
     "vllm": set(),
+    "mooncake": {"kvstore/mooncake_store.py"},
+    "hf3fs_fuse": {"kvstore/usrbio_files.py"},
 }
 PURE = (
     "engines/scheduling/*.py",
     "kvstore/layout.py",
     "kvstore/keys.py",
     "kvstore/slots.py",
+    "kvstore/tcp_wire.py",
     "kvstore/prefix_index.py",
+    "kvstore/indexed_segment.py",
+    "kvstore/lineage.py",
+    "kvstore/eviction.py",
     "rollout/limits.py",
     "rollout/metrics.py",
 )

@@ -6,6 +6,7 @@ without importing torch; other folders go through transformers' own choice of cl
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,25 @@ def load_tokenizer(path: str) -> Any:
             "files (tokenizer.json, tokenizer_config.json) beside its weights"
         )
     return tokenizer
+
+
+def end_token_ids(path: str) -> tuple[int, ...]:
+    """The end tokens that the folder's generation config names; none where it has no such file or entry.
+
+    Raises ModelUnsupported if the file cannot be read.
+    """
+    file = Path(path) / "generation_config.json"
+    if not file.is_file():
+        return ()
+    try:
+        named = json.loads(file.read_text()).get("eos_token_id")
+        ids = named if isinstance(named, list) else [named]
+        return tuple(int(token_id) for token_id in ids if token_id is not None)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelUnsupported(
+            f"model.path={path} has a generation_config.json that names no end tokens "
+            f"({first_line(error)}); mend it or take it away"
+        ) from error
 
 
 def _open(path: str) -> Any:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from engines.prefill import PrefillEngine
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess
 from engines.types import EngineId, HandOver, NodeId, RequestId, SamplingParams, TurnResult
 from kvstore.errors import TransferError
+from kvstore.files import Files
 from kvstore.open_store import open_store
+from kvstore.open_transport import TransportSpec, open_region_server
 from kvstore.staging import StagingMemory
-from kvstore.store import BlockLocation, BlockRead, BlockReadResult, BlockStore, BlockWrite, ReadStatus
+from kvstore.store import BlockLocation, BlockRead, BlockReadResult, BlockStore, BlockWrite
 from kvstore.traffic import TrafficClass
 from kvstore.transport import RegionHandle, TransferOp, Transport
 from tests.engines.tiny_models import VOCABULARY
@@ -46,6 +48,8 @@ class Parts:
     """Wrappers of a cluster's parts; each gets the real part and the name of its node or engine."""
 
     store: Wrap = _as_it_is
+    files: Mapping[str, Files] = field(default_factory=dict)
+    """By node, what its store makes its system calls through; the others use the operating system's."""
     transport: Wrap = _as_it_is
     runner: Wrap = _as_it_is
     peer: Wrap = _as_it_is
@@ -65,10 +69,20 @@ class Parts:
             part = cls(*args, **kwargs)
         return self.peer(part, name)
 
-    def _node(self, node_id: NodeId, config: Any, layout: Any, directory: str, writer_id: str) -> NodeAgent:
+    def _node(
+        self,
+        node_id: NodeId,
+        config: Any,
+        layout: Any,
+        directory: str,
+        writer_id: str,
+        transport: TransportSpec,
+    ) -> NodeAgent:
         staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
-        store = open_store(config, layout, directory=Path(directory), writer_id=writer_id)
-        return NodeAgent(node_id, self.store(store, node_id), staging)
+        files = self.files.get(node_id)
+        store = open_store(config, staging, directory=Path(directory), writer_id=writer_id, files=files)
+        server = open_region_server(transport)
+        return NodeAgent(node_id, self.store(store, node_id), staging, config.deadline_s, server)
 
     def _engine(self, cls: type[Engine], engine_id: EngineId, spec: EngineSpec) -> Engine:
         parts = spec.open()
@@ -128,20 +142,6 @@ class FullStore(GatedStore):
 
     def write(self, writes: Sequence[BlockWrite], deadline_s: float) -> list[BlockLocation | None]:
         return [None] * len(writes)
-
-
-class LateStore(GatedStore):
-    """A store whose first read gives no answer in time."""
-
-    def __init__(self, store: BlockStore) -> None:
-        super().__init__(store, reads=Gate(), writes=Gate())
-        self.num_late = 0
-
-    def read(self, reads: Sequence[BlockRead], deadline_s: float) -> list[BlockReadResult]:
-        if self.num_late:
-            return super().read(reads, deadline_s)
-        self.num_late = len(reads)
-        return [BlockReadResult(ReadStatus.TIMED_OUT, settled=threading.Event()) for _ in reads]
 
 
 class FaultyTransport:

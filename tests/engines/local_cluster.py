@@ -14,7 +14,10 @@ from engines.cluster import ClusterSpec, EngineCluster, Spawn, start_cluster
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.types import NodeId, Weights
 from kvstore.config import StoreConfig
+from kvstore.job_token import JobToken
 from kvstore.keys import WeightsId
+from kvstore.open_transport import TransportSpec
+from kvstore.transport_config import TransportConfig
 
 ENGINES = EnginesConfig(
     kind="transformers",
@@ -40,9 +43,18 @@ STORE = StoreConfig(
     path=None,
     block_tokens=8,
     staging_bytes=8 << 20,
+    dram_bytes=0,
     io_threads=2,
     deadline_s=10.0,
+    capacity_bytes=None,
+    reserve_bytes=None,
+    segment_bytes=1 << 20,
+    durability="none",
+    lease_ttl_s=10.0,
+    refresh_s=30.0,
+    mooncake=None,
 )
+SHM = TransportSpec(TransportConfig("shm", "127.0.0.1"), JobToken.draw())
 
 
 def cluster_spec(model_path: str, store_directory: Path, **changes: object) -> ClusterSpec:
@@ -51,7 +63,7 @@ def cluster_spec(model_path: str, store_directory: Path, **changes: object) -> C
         engines=replace(ENGINES, **changes),  # type: ignore[arg-type]
         scheduler=SCHEDULER,
         kvstore=STORE,
-        transport="shm",
+        transport=SHM,
         model_path=model_path,
         store_directory=str(store_directory),
         run_id="test",
@@ -66,6 +78,11 @@ async def spawn_here(
     return cls(*args, **kwargs)
 
 
+def with_store(spec: ClusterSpec, **changes: object) -> ClusterSpec:
+    """`spec` with these changes to the store's configuration."""
+    return replace(spec, kvstore=replace(spec.kvstore, **changes))  # type: ignore[arg-type]
+
+
 @asynccontextmanager
 async def running_cluster(spec: ClusterSpec, spawn: Spawn = spawn_here) -> AsyncIterator[EngineCluster]:
     """Start `spec`; on the way out the scheduler must have got everything back."""
@@ -77,7 +94,7 @@ async def running_cluster(spec: ClusterSpec, spawn: Spawn = spawn_here) -> Async
         figures = await cluster.scheduler.figures()
         lent = spec.engines.persist_slots * len(cluster.decode_engines)
         total = sum([(await node.handle()).num_slots for node in cluster.nodes.values()])
-        assert figures["free_slots"] == total - lent, figures
+        assert figures["free_slots"] + figures["dram_slots"] == total - lent, figures
         assert (figures["placed"], figures["quarantined_slots"]) == (0, 0), figures
     finally:
         await cluster.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,8 +19,10 @@ from engines.types import (
     EngineId,
     EngineInfo,
     EngineRole,
+    LostBlock,
     NodeId,
     Placement,
+    ReadSide,
     RequestId,
     SlotId,
     TurnRequest,
@@ -78,15 +80,26 @@ class Bench:
         await self.scheduler.release_slots(placement.request_id, placement.decode_slots)
 
     async def store(self, keys: tuple[BlockKey, ...], weights: Weights = WEIGHTS) -> None:
-        await self.scheduler.announce([stored(key) for key in keys], [], weights.weights_id)
+        await self.scheduler.announce([stored(key, weights) for key in keys], [], weights.weights_id)
+
+    async def lose(self, keys: Sequence[BlockKey]) -> None:
+        """Somebody could not read these blocks from the store."""
+        lost = [LostBlock(key, SlotId(0), ReadSide.PREFILL, late=False) for key in keys]
+        await self.scheduler.hit_lost(RequestId("somebody"), lost)
 
 
-async def open_bench(pending_deadline_s: float = 5.0) -> Bench:
+async def open_bench(pending_deadline_s: float = 5.0, dram_slots: int = 0) -> Bench:
     clock = Clock()
     config = SchedulerConfig(
         "basic", place_deadline_s=5, pending_deadline_s=pending_deadline_s, max_attempts=1
     )
-    scheduler = Scheduler(config, prefill_load_limit_tokens=LOAD_LIMIT, weights=WEIGHTS, clock=clock)
+    scheduler = Scheduler(
+        config,
+        prefill_load_limit_tokens=LOAD_LIMIT,
+        weights=WEIGHTS,
+        dram_bytes=dram_slots * LAYOUT.slot_bytes,
+        clock=clock,
+    )
     bench = Bench(scheduler, clock)
     for node_id, num_slots in SLOTS.items():
         await scheduler.register_node(node_id, num_slots, LAYOUT)
@@ -99,19 +112,23 @@ async def open_bench(pending_deadline_s: float = 5.0) -> Bench:
 
 
 def on_a_bench(
-    play: Callable[[Bench], Awaitable[None]], pending_deadline_s: float = 5.0, quarantined: int = 0
+    play: Callable[[Bench], Awaitable[None]],
+    pending_deadline_s: float = 5.0,
+    quarantined: int = 0,
+    dram_slots: int = 0,
 ) -> None:
-    """Run a test; on the way out the books agree and every slot but the quarantined ones is free."""
+    """Run a test; on the way out the books agree and every slot is free, quarantined or keeps a block."""
 
     async def run() -> None:
-        bench = await open_bench(pending_deadline_s)
+        bench = await open_bench(pending_deadline_s, dram_slots)
         await play(bench)
         await settle()
         bench.scheduler.check()
         figures = await bench.scheduler.figures()
         assert (figures["queue_length"], figures["placed"]) == (0, 0), figures
         assert figures["quarantined_slots"] == quarantined, figures
-        assert figures["free_slots"] == LENDABLE - quarantined, figures
+        assert figures["free_slots"] + figures["dram_slots"] == LENDABLE - quarantined, figures
+        assert figures["dram_slots"] <= dram_slots, figures
 
     asyncio.run(run())
 
@@ -149,8 +166,10 @@ def turn(
     )
 
 
-def stored(key: BlockKey) -> AnnouncedBlock:
-    return AnnouncedBlock(key, BlockLocation("segment", int.from_bytes(key[:4], "big"), 4096, 0))
+def stored(key: BlockKey, weights: Weights = WEIGHTS) -> AnnouncedBlock:
+    segment = f"{weights.weights_id}.bench.0.kv"
+    root = chain_root(weights.weights_id, LAYOUT.format)
+    return AnnouncedBlock(key, root, BlockLocation(segment, int.from_bytes(key[:4], "big"), 4096, 0))
 
 
 async def raises(error: type[Exception], match: str, waiting: asyncio.Task[Placement]) -> None:

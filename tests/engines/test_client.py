@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from engines.client import EngineClient
+from engines.client import ClientParts, EngineClient
 from engines.config import SchedulerConfig
 from engines.errors import EngineFailed, PlacementTimeout, RequestRefused, TurnFailed
 from engines.types import (
@@ -50,6 +50,7 @@ class Cluster:
     """What each attempt finds; the last one stays."""
     refuses: Exception | None = None
     abort_fails: bool = False
+    abort_hangs: bool = False
     now_s: float = 100.0
     requests: list[TurnRequest] = field(default_factory=list)
     jobs: list[PrefillJob] = field(default_factory=list)
@@ -59,7 +60,9 @@ class Cluster:
     def client(self, max_attempts: int = 3) -> EngineClient:
         config = SchedulerConfig("basic", 60.0, 5.0, max_attempts)
         engines = ({EngineId("p"): PrefillSide(self)}, {EngineId("d"): DecodeSide(self)})
-        return EngineClient(self, *engines, config, layout=LAYOUT, weights=OLD, clock=lambda: self.now_s)
+        abort_deadline_s = 0.05 if self.abort_hangs else 5.0
+        parts = ClientParts(self, *engines, config, LAYOUT, OLD, abort_deadline_s=abort_deadline_s)
+        return EngineClient(parts, clock=lambda: self.now_s)
 
     async def weights(self) -> Weights:
         return self.weights_held[min(len(self.requests), len(self.weights_held) - 1)]
@@ -99,6 +102,8 @@ class Cluster:
         self.said.append(f"{side} abort {request_id}")
         if self.abort_fails:
             raise EngineFailed("dead")
+        if self.abort_hangs:
+            await asyncio.Event().wait()
 
 
 @dataclass
@@ -241,8 +246,10 @@ def test_a_failed_attempt_is_called_back_first_at_prefill_and_its_tokens_are_for
     assert [request.failed_engines for request in cluster.requests] == [frozenset(), {"p", "d"}]
 
 
-def test_slots_of_engines_that_do_not_answer_are_unresolved_and_both_are_asked() -> None:
-    cluster = Cluster(deque([EngineFailed("broke"), first(5)]), deque([generated(5, 6)]), abort_fails=True)
+@pytest.mark.parametrize("how", ["abort_fails", "abort_hangs"])
+def test_slots_of_engines_that_do_not_let_go_are_unresolved_and_both_are_asked(how: str) -> None:
+    cluster = Cluster(deque([EngineFailed("broke"), first(5)]), deque([generated(5, 6)]))
+    setattr(cluster, how, True)
     run_turn(cluster)
     assert cluster.said == [
         "prefill abort turn#1",

@@ -8,25 +8,21 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engines.client import EngineClient
 from engines.cluster import EngineCluster, start_cluster
-from engines.context import Context
 from engines.errors import TurnFailed
-from engines.types import SamplingParams, TurnResult
+from engines.types import TurnResult
 from kvstore.block_record import record_bytes, record_header_bytes
 from kvstore.layout import PAGE_BYTES, BlockLayout
+from tests.engines.conversations import SAMPLING, assert_same, conversation, eight_turns
 from tests.engines.fakes import (
     FaultyTransport,
     FullStore,
-    LateStore,
     Parts,
     WatchedDecode,
     WatchedRunner,
@@ -34,11 +30,6 @@ from tests.engines.fakes import (
 )
 from tests.engines.local_cluster import cluster_spec, running_cluster
 from tests.engines.tiny_models import save_tiny_model
-
-SAMPLING = SamplingParams(max_tokens=10)
-TOLERANCE = 1e-4
-Between = Callable[[EngineCluster, int], Awaitable[None]]
-"""Called after each turn, when all it makes is stored."""
 
 
 @pytest.fixture(scope="module")
@@ -49,49 +40,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def clean(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> list[TurnResult]:
     """The conversation where nothing breaks."""
-    return asyncio.run(conversation(model_path, tmp_path_factory.mktemp("clean"))).turns
-
-
-@dataclass
-class Conversation:
-    """Eight turns, and what the cluster said at their end."""
-
-    turns: list[TurnResult]
-    lost_blocks: float
-    bad_reads: dict[str, int]
-
-
-async def nothing(cluster: EngineCluster, turn: int) -> None:
-    pass
-
-
-async def conversation(
-    model_path: str, store: Path, parts: Parts | None = None, between: Between = nothing, **changes: object
-) -> Conversation:
-    spec = cluster_spec(model_path, store, **changes)
-    async with running_cluster(spec, (parts or Parts()).spawn) as cluster:
-        client = cluster.client_parts().client()
-        turns = await eight_turns(cluster, client, between)
-        figures = await cluster.scheduler.figures()
-        bad_reads = await cluster.nodes["prefill-0"].bad_reads()
-        return Conversation(turns, figures["lost_blocks"], bad_reads)
-
-
-async def eight_turns(cluster: EngineCluster, client: EngineClient, between: Between) -> list[TurnResult]:
-    context: Context = client.open_context()
-    turns = []
-    for turn in range(8):
-        turns.append(await take_turn(client, context, f"turn-{turn}", SAMPLING, 20 if turn == 0 else 9))
-        await cluster.pause(30)
-        await between(cluster, turn)
-        await cluster.resume()
-    return turns
-
-
-def assert_same(turns: list[TurnResult], clean: list[TurnResult]) -> None:
-    assert [turn.token_ids for turn in turns] == [turn.token_ids for turn in clean]
-    for turn, expected in zip(turns, clean, strict=True):
-        assert list(turn.logprobs) == pytest.approx(list(expected.logprobs), abs=TOLERANCE)
+    return asyncio.run(conversation(cluster_spec(model_path, tmp_path_factory.mktemp("clean")))).turns
 
 
 # The store --------------------------------------------------------------------------------------
@@ -130,9 +79,9 @@ def test_bits_that_flip_on_the_disk_cost_time_and_change_no_token(
     async def flip(cluster: EngineCluster, turn: int) -> None:
         flip_bits(tmp_path, cluster.layout, rate, rng, first=turn == 3)
 
-    done = asyncio.run(conversation(model_path, tmp_path, between=flip))
+    done = asyncio.run(conversation(cluster_spec(model_path, tmp_path), between=flip))
     assert_same(done.turns, clean)
-    assert done.lost_blocks == done.bad_reads["corrupt"] > 0
+    assert done.figures["lost_blocks"] == done.bad_reads["corrupt"] > 0
     assert sum(turn.hit_tokens for turn in done.turns) < sum(turn.hit_tokens for turn in clean)
 
 
@@ -144,47 +93,21 @@ def test_a_segment_that_is_gone_is_a_miss(
         if turn == 0:
             lose_segments(tmp_path, cluster.layout, cut=how == "cut short")
 
-    done = asyncio.run(conversation(model_path, tmp_path, between=lose))
+    done = asyncio.run(conversation(cluster_spec(model_path, tmp_path), between=lose))
     assert_same(done.turns, clean)
     assert done.turns[1].hit_tokens == 0
-    assert done.lost_blocks == done.bad_reads["missing"] > 0
+    assert done.figures["lost_blocks"] == done.bad_reads["missing"] > 0
 
 
 def test_a_store_that_takes_nothing_ends_caching_and_not_the_job(
     model_path: str, clean: list[TurnResult], tmp_path: Path
 ) -> None:
     parts = Parts(store=lambda store, name: FullStore(store))
-    done = asyncio.run(conversation(model_path, tmp_path, parts))
+    done = asyncio.run(conversation(cluster_spec(model_path, tmp_path), parts))
     assert_same(done.turns, clean)
     assert {turn.hit_tokens for turn in done.turns} == {0}
     assert {turn.num_attempts for turn in done.turns} == {1}
-    assert done.lost_blocks == 0
-
-
-def test_slots_of_a_read_that_is_late_are_set_aside(
-    model_path: str, clean: list[TurnResult], tmp_path: Path
-) -> None:
-    stores: dict[str, LateStore] = {}
-
-    def late(store: Any, name: str) -> LateStore:
-        return stores.setdefault(name, LateStore(store))
-
-    async def run() -> tuple[list[TurnResult], dict[str, float]]:
-        cluster = await start_cluster(Parts(store=late).spawn, cluster_spec(model_path, tmp_path))
-        try:
-            turns = await eight_turns(cluster, cluster.client_parts().client(), nothing)
-            cluster.scheduler.check()
-            return turns, await cluster.scheduler.figures()
-        finally:
-            await cluster.close()
-
-    turns, figures = asyncio.run(run())
-    assert_same(turns, clean)
-    num_late = stores["prefill-0"].num_late
-    prompt_blocks = -(-turns[1].prompt_tokens // 8)
-    assert num_late > 0
-    assert figures["quarantined_slots"] == num_late + prompt_blocks
-    assert figures["lost_blocks"] == num_late
+    assert done.figures["lost_blocks"] == 0
 
 
 # The transport ----------------------------------------------------------------------------------
@@ -207,7 +130,7 @@ def test_a_bit_that_flips_between_engines_is_seen_at_the_hand_over(
 
     if turn == 0:
         transport.flip_op = op
-    done = asyncio.run(conversation(model_path, tmp_path, parts, flip_next))
+    done = asyncio.run(conversation(cluster_spec(model_path, tmp_path), parts, flip_next))
     assert_same(done.turns, clean)
     assert [t.num_attempts for t in done.turns] == [2 if i == turn else 1 for i in range(8)]
     assert transport.flip_op is None
@@ -238,7 +161,7 @@ def test_a_turn_is_not_retried_before_the_last_write_of_the_first_attempt_has_en
     transport = FaultyTransport()
     transport.num_to_fail, transport.num_slow = 1, 1
     parts = Parts(transport=lambda real, name: transport.around(real) if "prefill" in name else real)
-    done = asyncio.run(conversation(model_path, tmp_path, parts))
+    done = asyncio.run(conversation(cluster_spec(model_path, tmp_path), parts))
     assert_same(done.turns, clean)
     assert done.turns[0].num_attempts == 2
     assert transport.most_in_flight == 1
@@ -261,7 +184,9 @@ def test_a_turn_that_a_decode_engine_gives_up_goes_on_at_the_other(
                 engines[name].num_asked, engines[name].num_to_refuse = 0, 1 - number
 
     done = asyncio.run(
-        conversation(model_path, tmp_path, Parts(peer=peer), refuse_the_next, decode_engines_per_node=2)
+        conversation(
+            cluster_spec(model_path, tmp_path, decode_engines_per_node=2), Parts(peer=peer), refuse_the_next
+        )
     )
     assert_same(done.turns, clean)
     assert [turn.num_attempts for turn in done.turns] == [1, 1, 1, 1, 2, 1, 1, 1]

@@ -30,13 +30,25 @@ def test_basic_reads_every_block_once_in_order_on_the_prefill_side(num_blocks: i
     assert plan[0].start_block == 0
 
 
-def test_blocks_are_counted_by_side() -> None:
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_what_lies_in_the_prefill_nodes_memory_is_not_read(kept: list[bool]) -> None:
+    hit = hit_of(len(kept))
+    in_dram = {block.key for block, is_kept in zip(hit, kept, strict=True) if is_kept}
+    plan = read_plan.basic(hit, in_dram)
+    assert tuple(block for part in plan for block in part.blocks) == hit
+    assert [part.start_block for part in plan] == [hit.index(part.blocks[0]) for part in plan]
+    assert set(read_plan.keys_on(ReadSide.DRAM, plan)) == in_dram
+    assert not in_dram & set(read_plan.keys_on(ReadSide.PREFILL, plan))
+
+
+def test_keys_are_told_by_side_and_in_order() -> None:
     hit = hit_of(6)
+    keys = [block.key for block in hit]
     plan = (
         ReadRange(ReadSide.PREFILL, 0, hit[:1]),
         ReadRange(ReadSide.DECODE, 1, hit[1:4]),
         ReadRange(ReadSide.PREFILL, 4, hit[4:]),
     )
-    assert read_plan.num_blocks_on(ReadSide.PREFILL, plan) == 3
-    assert read_plan.num_blocks_on(ReadSide.DECODE, plan) == 3
-    assert read_plan.num_blocks_on(ReadSide.DECODE, read_plan.basic(hit)) == 0
+    assert read_plan.keys_on(ReadSide.PREFILL, plan) == [keys[0], keys[4], keys[5]]
+    assert read_plan.keys_on(ReadSide.DECODE, plan) == keys[1:4]
+    assert read_plan.keys_on(ReadSide.DECODE, read_plan.basic(hit)) == []

@@ -7,12 +7,13 @@ import asyncio
 import pytest
 
 from engines.errors import PlacementTimeout, RequestRefused
-from engines.types import RequestId
+from engines.types import LostBlock, Placement, ReadSide, RequestId
 from tests.engines.scheduler_bench import (
     DECODE_0,
     DECODE_1,
     LENDABLE,
     NEXT_WEIGHTS,
+    PREFILL,
     WEIGHTS,
     Bench,
     keys_of,
@@ -264,7 +265,7 @@ def test_a_turn_whose_hit_shrinks_needs_fewer_slots_and_is_placed_at_once() -> N
         second = bench.submit(turn("second", 30, conversation=1))
         await settle()
         assert not second.done()
-        await bench.scheduler.discard(keys_of(1, 28)[2:3])
+        await bench.lose(keys_of(1, 28)[2:3])
         await settle()
         assert second.done()
         for placement in (first, second.result()):
@@ -536,10 +537,193 @@ def test_lost_blocks_are_counted_once_and_are_hits_no_more() -> None:
         keys = keys_of(0, 12)
         await bench.store(keys)
         for _ in range(2):
-            await bench.scheduler.discard([keys[1]])
+            await bench.lose([keys[1]])
         assert (await bench.scheduler.figures())["lost_blocks"] == 1
         placement = await bench.place(turn("t", 14))
         assert placement.hit_tokens == 4
         await bench.end(placement)
 
     on_a_bench(play)
+
+
+# Late reads -------------------------------------------------------------------------------------
+
+
+def lost_blocks(placement: Placement, *, late: bool) -> list[LostBlock]:
+    """Every block of the placement's hit could not be used."""
+    blocks = [(part.side, block) for part in placement.read_plan for block in part.blocks]
+    return [
+        LostBlock(block.key, slot, side, late)
+        for slot, (side, block) in zip(placement.prefill_slots, blocks, strict=True)
+    ]
+
+
+def test_of_a_turn_whose_reads_are_late_only_their_slots_are_set_aside_and_come_back() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 12))
+        placement = await bench.place(turn("t", 18))
+        lost = lost_blocks(placement, late=True)
+        await bench.scheduler.hit_lost(placement.request_id, lost[1:])
+        figures = await bench.scheduler.figures()
+        assert (figures["quarantined_slots"], figures["placed"], figures["lost_blocks"]) == (2, 0, 2)
+        await bench.scheduler.settled(PREFILL, [lost[1].slot])
+        assert (await bench.scheduler.figures())["quarantined_slots"] == 1
+        await bench.scheduler.settled(PREFILL, [lost[1].slot, lost[2].slot])
+
+    on_a_bench(play)
+
+
+def test_a_read_that_settles_before_it_is_said_to_be_late_sets_no_slot_aside() -> None:
+    # The node's message may overtake the prefill engine's.
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 12))
+        placement = await bench.place(turn("t", 18))
+        lost = lost_blocks(placement, late=True)
+        await bench.scheduler.settled(PREFILL, [lost[0].slot])
+        await bench.scheduler.hit_lost(placement.request_id, lost)
+        assert (await bench.scheduler.figures())["quarantined_slots"] == 2
+
+    on_a_bench(play, quarantined=2)
+
+
+def test_a_settled_read_frees_no_slot_whose_engine_did_not_answer() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 12))
+        placement = await bench.place(turn("t", 18))
+        await bench.scheduler.finish(placement.request_id, resolved=False)
+        await bench.scheduler.settled(PREFILL, placement.prefill_slots)
+        other = await bench.place(turn("u", 18))
+        await bench.scheduler.settled(PREFILL, placement.prefill_slots)
+        await bench.end(other)
+
+    on_a_bench(play, quarantined=8)
+
+
+def test_slots_that_come_back_let_the_next_turn_in() -> None:
+    async def play(bench: Bench) -> None:
+        for conversation in (0, 1):
+            await bench.store(keys_of(conversation, 28))
+        first = await bench.place(turn("first", 30))
+        await bench.scheduler.hit_lost(first.request_id, lost_blocks(first, late=True))
+        waiting = bench.submit(turn("second", 30, conversation=1))
+        await settle()
+        assert not waiting.done()
+        await bench.scheduler.settled(PREFILL, first.prefill_slots)
+        await bench.end(await waiting)
+
+    on_a_bench(play)
+
+
+# Blocks kept in DRAM ----------------------------------------------------------------------------
+
+
+def sides_of(placement: Placement) -> list[tuple[ReadSide, int]]:
+    return [(part.side, len(part.blocks)) for part in placement.read_plan]
+
+
+def test_blocks_that_a_turn_has_read_are_kept_for_the_next_as_far_as_there_is_room() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 28))
+        first = await bench.place(turn("first", 30))
+        assert sides_of(first) == [(ReadSide.PREFILL, 7)]
+        await bench.end(first)
+        assert (await bench.scheduler.figures())["dram_slots"] == 4
+        second = await bench.place(turn("second", 30))
+        # The start of the context is what stays.
+        assert sides_of(second) == [(ReadSide.DRAM, 4), (ReadSide.PREFILL, 3)]
+        assert second.prefill_slots[:4] == first.prefill_slots[:4]
+        assert second.hit_tokens == 28
+        await bench.end(second)
+
+    on_a_bench(play, dram_slots=4)
+
+
+def test_two_turns_share_a_block_in_dram_and_neither_takes_it_from_the_other() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 16))
+        await bench.end(await bench.place(turn("first", 18)))
+        pair = [await bench.place(turn(f"t{i}", 18)) for i in range(2)]
+        assert pair[0].prefill_slots == pair[1].prefill_slots
+        await bench.end(pair[0])
+        await bench.store(keys_of(1, 28))
+        other = await bench.place(turn("other", 30, conversation=1))
+        assert not set(other.prefill_slots) & set(pair[1].prefill_slots)
+        await bench.end(other)
+        await bench.end(pair[1])
+
+    on_a_bench(play, dram_slots=4)
+
+
+def test_a_prompt_that_needs_room_gets_it_from_what_is_kept() -> None:
+    async def play(bench: Bench) -> None:
+        for conversation in (0, 1):
+            await bench.store(keys_of(conversation, 40))
+        await bench.end(await bench.place(turn("first", 25)))
+        assert (await bench.scheduler.figures())["dram_slots"] == 6
+        other = await bench.place(turn("other", 41, conversation=1))  # 10 of 12 prefill slots
+        assert (await bench.scheduler.figures())["dram_slots"] == 2
+        await bench.end(other)
+
+    on_a_bench(play, dram_slots=6)
+
+
+def test_a_block_that_is_not_what_was_kept_is_read_from_the_store_next_time() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 16))
+        await bench.end(await bench.place(turn("first", 18)))
+        second = await bench.place(turn("second", 18))
+        await bench.scheduler.hit_lost(second.request_id, lost_blocks(second, late=False)[1:2])
+        assert (await bench.scheduler.figures())["lost_blocks"] == 0
+        third = await bench.place(turn("third", 18))
+        assert sides_of(third) == [(ReadSide.DRAM, 1), (ReadSide.PREFILL, 1), (ReadSide.DRAM, 2)]
+        await bench.end(third)
+
+    on_a_bench(play, dram_slots=4)
+
+
+def test_a_kept_slot_whose_engine_did_not_answer_is_set_aside_when_its_last_user_is_done() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 8))
+        await bench.end(await bench.place(turn("first", 10)))
+        broken, well = [await bench.place(turn(name, 10)) for name in ("broken", "well")]
+        await bench.scheduler.finish(broken.request_id, resolved=False)
+        assert (await bench.scheduler.figures())["quarantined_slots"] == 3  # its decode slots
+        await bench.end(well)
+        assert (await bench.scheduler.figures())["quarantined_slots"] == 5
+
+    on_a_bench(play, dram_slots=4, quarantined=5)
+
+
+def test_new_weights_empty_what_is_kept() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 16))
+        await bench.end(await bench.place(turn("first", 18)))
+        await bench.scheduler.set_weights(NEXT_WEIGHTS)
+        assert (await bench.scheduler.figures())["dram_slots"] == 0
+
+    on_a_bench(play, dram_slots=4)
+
+
+def test_blocks_of_old_weights_are_not_kept_by_a_turn_that_outlives_them() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 32))
+        await bench.end(await bench.place(turn("first", 10)))
+        placement = await bench.place(turn("second", 18))
+        assert sides_of(placement) == [(ReadSide.DRAM, 2), (ReadSide.PREFILL, 2)]
+        await bench.scheduler.set_weights(NEXT_WEIGHTS)
+        assert (await bench.scheduler.figures())["dram_slots"] == 2, "it uses them still"
+        await bench.end(placement)
+        assert (await bench.scheduler.figures())["dram_slots"] == 0
+
+    on_a_bench(play, dram_slots=4)
+
+
+def test_a_turn_that_fails_before_its_hand_over_leaves_nothing_in_dram() -> None:
+    # Nobody has said that what it read is right.
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 16))
+        placement = await bench.place(turn("first", 18))
+        await bench.scheduler.finish(placement.request_id)
+        assert (await bench.scheduler.figures())["dram_slots"] == 0
+
+    on_a_bench(play, dram_slots=4)

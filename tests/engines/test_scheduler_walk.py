@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from engines.errors import PlacementTimeout
-from engines.types import NodeId, Placement, RequestId, SlotId
+from engines.types import LostBlock, NodeId, Placement, ReadSide, RequestId, SlotId
 from kvstore.keys import BlockKey
 from tests.engines.scheduler_bench import (
     LAYOUT,
@@ -29,8 +31,9 @@ from tests.engines.scheduler_bench import (
 class Walk:
     """Plays clients, engines and stores at random, and keeps its own account of who owns which slot."""
 
-    def __init__(self, bench: Bench, seed: int) -> None:
+    def __init__(self, bench: Bench, seed: int, dram_slots: int) -> None:
         self.bench = bench
+        self.dram_slots = dram_slots
         self.rng = random.Random(seed)
         self.num_submitted = 0
         self.number_of: dict[RequestId, int] = {}
@@ -43,6 +46,14 @@ class Walk:
         self.kept: dict[RequestId, set[SlotId]] = {}
         """Decode slots not released yet."""
         self.quarantined: set[tuple[NodeId, SlotId]] = set()
+        """Engines that had these did not answer."""
+        self.late: set[tuple[NodeId, SlotId]] = set()
+        """Quarantined until their reads settle."""
+        self.unsafe: set[tuple[NodeId, SlotId]] = set()
+        """In DRAM, used by a turn whose engine did not answer, and by others still."""
+        self.content: dict[tuple[NodeId, SlotId], BlockKey] = {}
+        """What the prefill engines last read into a slot."""
+        self.num_shared = 0
         self.expected: list[BlockKey] = []
         self.pause: asyncio.Task[None] | None = None
 
@@ -55,7 +66,9 @@ class Walk:
             (3, self.finish),
             (2, self.expect),
             (4, self.announce),
-            (1, self.discard),
+            (1, self.lose),
+            (1, self.lose_hit),
+            (1, self.settle_late),
             (1, self.cancel),
             (1, self.take_back),
             (1, self.pause_or_resume),
@@ -87,6 +100,7 @@ class Walk:
             await self.bench.scheduler.prefilled(request_id)
             self.prefilled.add(request_id)
             self.expected += self.bench.new_keys(self.placed[request_id])
+            self.read(self.placed[request_id])
 
     async def release(self) -> None:
         for request_id in self.some(self.kept.keys()):
@@ -127,9 +141,35 @@ class Walk:
         done = [stored(key) for key, fail in zip(ended, fails, strict=True) if not fail]
         await self.bench.scheduler.announce(done, failed, WEIGHTS.weights_id)
 
-    async def discard(self) -> None:
+    async def lose(self) -> None:
         keys = keys_of(self.rng.randint(0, 3), 28)
-        await self.bench.scheduler.discard(self.rng.sample(keys, 2))
+        await self.bench.lose(self.rng.sample(keys, 2))
+
+    async def lose_hit(self) -> None:
+        """A turn meets blocks it cannot use; reads that are late end before or after that is said."""
+        hits = {r for r, p in self.placed.items() if p.hit_tokens} - self.prefilled - self.finished
+        for request_id in self.some(hits):
+            placement = self.placed[request_id]
+            blocks = self.rng.sample(list(hit_blocks(placement)), 1)
+            lost = []
+            for key, slot, side in blocks:
+                late = side is ReadSide.PREFILL and self.may_lose(request_id) and self.rng.random() < 0.5
+                lost.append(LostBlock(key, slot, side, late))
+            late_slots = {block.slot for block in lost if block.late}
+            if self.rng.random() < 0.3:
+                await self.bench.scheduler.settled(placement.prefill_node, sorted(late_slots))
+                late_slots = set()
+            await self.bench.scheduler.hit_lost(request_id, lost)
+            self.late |= {(placement.prefill_node, slot) for slot in late_slots}
+            del self.placed[request_id], self.kept[request_id]
+
+    async def settle_late(self) -> None:
+        """Reads end: late ones, and some of which nobody says that they were late."""
+        for node_id, slot in self.rng.sample(sorted(self.late), min(1, len(self.late))):
+            await self.bench.scheduler.settled(node_id, [slot])
+            self.late.discard((node_id, slot))
+        for node_id, slot in self.rng.sample(sorted(self.quarantined), min(1, len(self.quarantined))):
+            await self.bench.scheduler.settled(node_id, [slot])
 
     async def cancel(self) -> None:
         """The caller goes away, as clients do: it ends what it may have been given."""
@@ -176,18 +216,40 @@ class Walk:
             assert min(placement.waited.values()) > -1e-9
             assert placement.hit_tokens % LAYOUT.block_tokens == 0
             assert len(placement.prefill_slots) * LAYOUT.block_tokens == placement.hit_tokens
+            self.look_at_slots(placement)
 
     def may_lose(self, request_id: RequestId) -> bool:
         """Whether every node still has room for the largest turn without this one's slots."""
         placement = self.placed[request_id]
-        num_lost = len(placement.prefill_slots) + len(placement.decode_slots)
-        return len(self.quarantined) + num_lost <= 4
+        lost = Counter(node_id for node_id, _ in self.quarantined | self.late | self.unsafe)
+        lost[placement.prefill_node] += len(placement.prefill_slots)
+        lost[placement.decode_node] += len(placement.decode_slots)
+        return max(lost.values()) <= 4
+
+    def read(self, placement: Placement) -> None:
+        """The prefill engine has read the turn's blocks."""
+        for key, slot, side in hit_blocks(placement):
+            if side is ReadSide.PREFILL:
+                self.content[placement.prefill_node, slot] = key
+
+    def look_at_slots(self, placement: Placement) -> None:
+        """A block that is said to be in memory is there; what else the turn has may be written to."""
+        for key, slot, side in hit_blocks(placement):
+            if side is ReadSide.DRAM:
+                assert self.content[placement.prefill_node, slot] == key, "another block is in that slot"
+                self.num_shared += 1
+            else:
+                self.content.pop((placement.prefill_node, slot), None)
+        for slot in placement.decode_slots:
+            self.content.pop((placement.decode_node, slot), None)
 
     def set_aside(self, request_id: RequestId) -> None:
         placement = self.placed[request_id]
         self.quarantined |= {(placement.decode_node, slot) for slot in self.kept[request_id]}
         if request_id not in self.prefilled:
-            self.quarantined |= {(placement.prefill_node, slot) for slot in placement.prefill_slots}
+            for _, slot, side in hit_blocks(placement):
+                aside = self.unsafe if side is ReadSide.DRAM else self.quarantined
+                aside.add((placement.prefill_node, slot))
 
     def forget_if_over(self, request_id: RequestId) -> None:
         if request_id in self.finished and not self.kept[request_id]:
@@ -195,21 +257,44 @@ class Walk:
 
     def owned(self) -> list[tuple[NodeId, SlotId]]:
         """Every slot anybody owns, once per owner."""
-        slots = [*self.quarantined]
+        slots = [*self.quarantined, *self.late]
         slots += [(node_id, slot) for node_id, own in self.bench.reserves.items() for slot in own]
         for request_id, placement in self.placed.items():
             slots += [(placement.decode_node, slot) for slot in self.kept[request_id]]
-            if request_id not in self.prefilled and request_id not in self.finished:
-                slots += [(placement.prefill_node, slot) for slot in placement.prefill_slots]
+            if self.is_prefilling(request_id):
+                slots += [
+                    (placement.prefill_node, slot)
+                    for _, slot, side in hit_blocks(placement)
+                    if side is ReadSide.PREFILL
+                ]
         return slots
+
+    def shared(self) -> set[tuple[NodeId, SlotId]]:
+        """Slots in DRAM that turns use."""
+        return {
+            (placement.prefill_node, slot)
+            for request_id, placement in self.placed.items()
+            if self.is_prefilling(request_id)
+            for _, slot, side in hit_blocks(placement)
+            if side is ReadSide.DRAM
+        }
+
+    def is_prefilling(self, request_id: RequestId) -> bool:
+        return request_id not in self.prefilled and request_id not in self.finished
 
     async def check(self) -> None:
         scheduler = self.bench.scheduler
         scheduler.check()
+        shared = self.shared()
+        self.quarantined |= self.unsafe - shared
+        self.unsafe &= shared
         owned, figures = self.owned(), await scheduler.figures()
         assert len(set(owned)) == len(owned), "a slot has two owners"
-        assert figures["free_slots"] == sum(SLOTS.values()) - len(owned), (figures, len(owned))
-        assert figures["quarantined_slots"] == len(self.quarantined)
+        assert not shared & set(owned), "a slot that somebody owns is shared"
+        kept = figures["dram_slots"]
+        assert len(shared) <= kept <= self.dram_slots + len(self.unsafe)
+        assert figures["free_slots"] == sum(SLOTS.values()) - len(owned) - kept, (figures, len(owned))
+        assert figures["quarantined_slots"] == len(self.quarantined | self.late)
         assert figures["placed"] == len(self.placed)
         if self.pause is None:
             waited_for = figures["placed"] or self.expected
@@ -229,6 +314,8 @@ class Walk:
             await self.announce()
             for request_id, placement in list(self.placed.items()):
                 self.bench.clock.now_s += 1.0
+                if self.is_prefilling(request_id):
+                    self.read(placement)
                 self.prefilled.add(request_id)
                 self.kept[request_id] = set()
                 self.finished.add(request_id)
@@ -240,19 +327,29 @@ class Walk:
             assert (len(self.waiting), len(self.placed), len(self.expected)) != before, "deadlock"
 
 
+def hit_blocks(placement: Placement) -> Iterator[tuple[BlockKey, SlotId, ReadSide]]:
+    """The hit's blocks, with their slots on the prefill node and where they come from."""
+    blocks = [(block.key, part.side) for part in placement.read_plan for block in part.blocks]
+    for slot, (key, side) in zip(placement.prefill_slots, blocks, strict=True):
+        yield key, slot, side
+
+
 @pytest.mark.parametrize("first_seed", range(0, 300, 50))
 def test_no_walk_through_the_scheduler_leaks_or_gets_stuck(first_seed: int) -> None:
     async def run(seed: int) -> Walk:
-        bench = await open_bench(pending_deadline_s=60)
-        walk = Walk(bench, seed)
+        dram_slots = seed % 7
+        bench = await open_bench(pending_deadline_s=60, dram_slots=dram_slots)
+        walk = Walk(bench, seed, dram_slots)
         for _ in range(70):
             await walk.step()
         await walk.end()
         figures = await bench.scheduler.figures()
-        assert figures["free_slots"] == LENDABLE - len(walk.quarantined), (seed, figures)
+        set_aside = len(walk.quarantined | walk.late)
+        assert figures["free_slots"] + figures["dram_slots"] == LENDABLE - set_aside, (seed, figures)
         return walk
 
     walks = [asyncio.run(run(seed)) for seed in range(first_seed, first_seed + 50)]
     # The walks went where they should.
     assert sum(len(walk.order) for walk in walks) > 300
     assert sum(bool(walk.quarantined) for walk in walks) > 10
+    assert sum(walk.num_shared for walk in walks) > 20

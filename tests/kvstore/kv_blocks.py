@@ -45,7 +45,7 @@ def key_of(number: int) -> BlockKey:
 def make_write(layout: BlockLayout, number: int, weights_id: WeightsId = WEIGHTS) -> BlockWrite:
     """Block `number`: its key and its bytes both follow from the number."""
     data = random_block(layout, number)
-    return BlockWrite(key_of(number), weights_id, data, layer_checksums(layout, data))
+    return BlockWrite(key_of(number), key_of(number - 1), weights_id, data, layer_checksums(layout, data))
 
 
 def write_all(store: BlockStore, writes: list[BlockWrite]) -> list[BlockLocation]:

@@ -6,21 +6,30 @@ import os
 from pathlib import Path
 
 from kvstore.block_record import record_header_bytes
+from kvstore.files import Files, PosixFiles
 from kvstore.layout import BlockLayout
 from kvstore.memory_store import MemoryStore
-from kvstore.ssd_store import SsdStore
+from kvstore.ssd_store import SsdOptions, SsdStore
 from kvstore.store import BlockLocation, BlockStore
 
-KINDS = ("memory", "ssd", "ssd through the page cache")
+SSD_KINDS: dict[str, SsdOptions] = {
+    "ssd": {},
+    "ssd through the page cache": {"try_direct": False},
+    "ssd, data durable": {"durability": "data"},
+    "ssd, data and names durable": {"durability": "full"},
+}
+KINDS = ("memory", *SSD_KINDS, "moosefs", "3fs", "mooncake")
+"""Of the last three, make_under_test in conftest.py brings what they need."""
 
 
 class StoreUnderTest:
     """Opens handles on one store; every handle is closed by close()."""
 
-    def __init__(self, kind: str, layout: BlockLayout, directory: Path) -> None:
+    def __init__(self, kind: str, layout: BlockLayout, directory: Path, files: Files | None = None) -> None:
         self.kind = kind
         self.layout = layout
         self.directory = directory
+        self._files = files or PosixFiles()
         self._memory = MemoryStore(layout, capacity_bytes=64 << 20)
         self._handles: list[BlockStore] = [self._memory]
 
@@ -34,7 +43,8 @@ class StoreUnderTest:
             writer_id=writer_id,
             io_threads=3,
             segment_bytes=200_000,
-            try_direct=self.kind == "ssd",
+            files=self._files,
+            **SSD_KINDS[self.kind],
         )
         self._handles.append(store)
         return store

@@ -1,6 +1,9 @@
-"""The contract of a Transport, over every implementation."""
+"""The contract of a Transport and the server it reaches, over every implementation."""
 
-from contextlib import closing
+import math
+import threading
+import time
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -8,20 +11,31 @@ import pytest
 
 from kvstore.checksum import checksum
 from kvstore.errors import TransferError
-from kvstore.open_store import open_transport
+from kvstore.open_transport import open_region_server, open_transport
 from kvstore.staging import StagingMemory
 from kvstore.traffic import TrafficClass
 from kvstore.transport import TransferOp
 from tests.kvstore.kv_blocks import PLENTY_S, SMALL, random_block
-from tests.kvstore.owner_process import OwnerProcess
+from tests.kvstore.owner_process import SHM, TCP, OwnerProcess
 
 KV = TrafficClass.KV
 
 
-@pytest.fixture(params=["shm"])
-def transport(request):
-    with closing(open_transport(request.param)) as transport:
+@pytest.fixture(params=[SHM, TCP], ids=lambda spec: spec.config.kind)
+def spec(request):
+    return request.param
+
+
+@pytest.fixture
+def transport(spec):
+    with closing(open_transport(spec)) as transport:
         yield transport
+
+
+@pytest.fixture
+def server(spec):
+    with closing(open_region_server(spec)) as server:
+        yield server
 
 
 @pytest.fixture
@@ -32,8 +46,13 @@ def peer():
 
 
 @pytest.fixture
-def owner():
-    with OwnerProcess(SMALL, num_slots=3) as owner:
+def region(server, peer):
+    return server.register(peer)
+
+
+@pytest.fixture
+def owner(spec):
+    with OwnerProcess(SMALL, 3, spec) as owner:
         yield owner
 
 
@@ -43,93 +62,152 @@ def empty(nbytes):
 
 def test_bytes_written_to_another_process_arrive_there_and_can_be_read_back(transport, owner):
     block, back = random_block(SMALL, seed=1), empty(SMALL.slot_bytes)
-    region, offset = owner.handle.region(), 2 * SMALL.slot_bytes
-    transport.write(region, [TransferOp(block, offset)], KV, PLENTY_S)
+    offset = 2 * SMALL.slot_bytes
+    transport.write(owner.region, [TransferOp(block, offset)], KV, PLENTY_S)
     assert owner.slot_checksum(2) == checksum(block)
-    transport.read(region, [TransferOp(back, offset)], KV, PLENTY_S)
+    transport.read(owner.region, [TransferOp(back, offset)], KV, PLENTY_S)
     assert np.array_equal(back, block)
 
 
-def test_a_list_moves_each_piece_to_its_own_place_and_touches_nothing_else(transport, peer):
+def test_a_list_moves_each_piece_to_its_own_place_and_touches_nothing_else(transport, peer, region):
     pieces = [(0, 1, 0, 3), (1, 2, 4, 5), (3, 3, 15, 16)]
     for i, (slot, layer, start, stop) in enumerate(pieces):
         ops = [TransferOp(empty((stop - start) * SMALL.token_bytes) + i + 1, peer.offset(slot, layer, start))]
-        transport.write(peer.handle.region(), ops, KV, PLENTY_S)
+        transport.write(region, ops, KV, PLENTY_S)
     for i, piece in enumerate(pieces):
         assert set(peer.tokens(*piece)) == {i + 1}
         peer.tokens(*piece)[:] = 0
     assert not peer.buffer.any()
 
 
-def test_a_batch_of_reads_fills_every_local_end(transport, peer):
+def test_a_batch_of_reads_fills_every_local_end(transport, peer, region):
     peer.buffer[:] = np.random.default_rng(2).integers(0, 256, len(peer.buffer), dtype=np.uint8)
     ops = [TransferOp(empty(SMALL.slot_bytes), peer.offset(slot)) for slot in (3, 0, 2)]
-    transport.read(peer.handle.region(), ops, KV, PLENTY_S)
+    transport.read(region, ops, KV, PLENTY_S)
     for op, slot in zip(ops, (3, 0, 2), strict=True):
         assert np.array_equal(op.local, peer.slot(slot))
 
 
-def test_an_empty_list_is_fine(transport, peer):
-    transport.write(peer.handle.region(), [], KV, PLENTY_S)
+@pytest.mark.parametrize("sizes", [(1, 7, 0, 4096, 3), (1,) * 3000], ids=["uneven", "many"])
+@pytest.mark.parametrize("gap", [0, 1])
+def test_neighbours_and_pieces_apart_come_back_as_they_were_written(transport, peer, region, sizes, gap):
+    source = np.random.default_rng(3).integers(0, 256, sum(sizes), dtype=np.uint8)
+    back, ends = empty(len(source)), np.cumsum(sizes)
+    places = [
+        (int(end - size), int(end), i * gap) for i, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    ]
+    transport.write(region, [TransferOp(source[a:b], a + shift) for a, b, shift in places], KV, PLENTY_S)
+    assert np.count_nonzero(peer.buffer) == np.count_nonzero(source)
+    transport.read(region, [TransferOp(back[a:b], a + shift) for a, b, shift in places], KV, PLENTY_S)
+    assert np.array_equal(back, source)
 
 
-@pytest.mark.parametrize("offset", [-1, 4 * SMALL.slot_bytes - 9, 1 << 62])
+def test_an_empty_list_is_fine(transport, region):
+    transport.write(region, [], KV, PLENTY_S)
+    transport.read(region, [TransferOp(empty(0), 8)], KV, PLENTY_S)
+
+
+def test_a_caller_may_have_all_the_time_in_the_world(transport, peer, region):
+    transport.write(region, [TransferOp(empty(8) + 1, 0)], KV, math.inf)
+    assert peer.buffer[:8].all()
+
+
+@pytest.mark.parametrize("offset", [-1, 4 * SMALL.slot_bytes - 9, 1 << 62, (1 << 64) - 5])
 @pytest.mark.parametrize("verb", ["read", "write"])
-def test_a_move_outside_the_region_is_refused_and_no_byte_of_the_list_moves(transport, peer, verb, offset):
+def test_a_move_outside_the_region_is_refused_and_no_byte_of_the_list_moves(
+    transport, peer, region, verb, offset
+):
     ops = [TransferOp(empty(10) + 1, 0), TransferOp(empty(10) + 1, offset)]
-    with pytest.raises(
-        TransferError, match=rf"\[{offset}, {offset + 10}\) are outside.*{peer.handle.nbytes}"
-    ):
-        getattr(transport, verb)(peer.handle.region(), ops, KV, PLENTY_S)
+    with pytest.raises(TransferError, match=rf"\[{offset}, {offset + 10}\) are outside.*{region.nbytes}"):
+        getattr(transport, verb)(region, ops, KV, PLENTY_S)
     assert not peer.buffer.any()
     assert all(op.local.all() for op in ops)
 
 
-def test_the_last_byte_of_the_region_is_inside(transport, peer):
-    transport.write(peer.handle.region(), [TransferOp(empty(1) + 8, peer.handle.nbytes - 1)], KV, PLENTY_S)
+def test_the_last_byte_of_the_region_is_inside(transport, peer, region):
+    transport.write(region, [TransferOp(empty(1) + 8, region.nbytes - 1)], KV, PLENTY_S)
     assert peer.buffer[-1] == 8
 
 
 def test_a_peer_that_was_killed_cannot_be_reached(transport, owner):
     owner.kill()
     with pytest.raises(TransferError, match="is gone"):
-        transport.read(owner.handle.region(), [TransferOp(empty(8), 0)], KV, PLENTY_S)
+        transport.read(owner.region, [TransferOp(empty(8), 0)], KV, PLENTY_S)
 
 
 def test_a_peer_that_was_killed_after_a_transfer_is_noticed(transport, owner):
     ops = [TransferOp(empty(8), 0)]
-    transport.write(owner.handle.region(), ops, KV, PLENTY_S)
+    transport.write(owner.region, ops, KV, PLENTY_S)
     owner.kill()
     for verb in (transport.read, transport.write):
         with pytest.raises(TransferError, match="is gone"):
-            verb(owner.handle.region(), ops, KV, PLENTY_S)
+            verb(owner.region, ops, KV, PLENTY_S)
 
 
-def test_a_restarted_peer_is_another_peer(transport, peer):
-    with closing(StagingMemory.create("peer", SMALL, num_slots=4)) as restarted:
-        stale = replace(peer.handle.region(), address=restarted.handle.region().address)
+def test_a_restarted_peer_is_another_peer(transport, region, spec):
+    with (
+        closing(StagingMemory.create("peer", SMALL, num_slots=4)) as restarted,
+        closing(open_region_server(spec)) as server,
+    ):
+        stale = replace(region, address=server.register(restarted).address)
         with pytest.raises(TransferError, match="another incarnation"):
             transport.write(stale, [TransferOp(empty(8) + 1, 0)], KV, PLENTY_S)
         assert not restarted.buffer.any()
 
 
-def test_a_deadline_that_is_over_stops_the_list(transport, peer):
+def test_an_address_of_another_transport_is_refused(transport, region):
+    strange = replace(region, address="smoke:signals")
+    with pytest.raises(TransferError, match="smoke:signals"):
+        transport.read(strange, [TransferOp(empty(8), 0)], KV, PLENTY_S)
+
+
+def test_a_deadline_that_is_over_stops_the_list(transport, region):
     ops = [TransferOp(empty(8) + 1, 0)]
-    with pytest.raises(TransferError, match=r"0 of 1 moves with peer .* 0.0 s"):
-        transport.write(peer.handle.region(), ops, KV, 0.0)
+    with pytest.raises(TransferError, match=r"1 moves with peer .* 0.0 s"):
+        transport.write(region, ops, KV, 0.0)
 
 
-def test_memory_of_dead_peers_does_not_pile_up(transport, peer):
-    with OwnerProcess(SMALL, num_slots=3) as owner:
-        transport.write(owner.handle.region(), [TransferOp(empty(8), 0)], KV, PLENTY_S)
-        owner.kill()
-        assert owner.num_mappings() == 1
-        transport.write(peer.handle.region(), [TransferOp(empty(8), 0)], KV, PLENTY_S)
-        assert owner.num_mappings() == 0
+def test_many_threads_move_their_own_bytes_at_once_in_both_classes(transport, peer, region):
+    rounds, errors = 20, []
+
+    def work(thread, traffic_class):
+        mine = peer.offset(thread % 4) + (thread // 4) * (SMALL.slot_bytes // 2)
+        try:
+            for i in range(rounds):
+                ops = [TransferOp(empty(300) + thread * rounds + i, mine), TransferOp(empty(9), mine + 400)]
+                transport.write(region, ops, traffic_class, PLENTY_S)
+                back = empty(300)
+                transport.read(region, [TransferOp(back, mine)], traffic_class, PLENTY_S)
+                assert set(back) == {thread * rounds + i}
+        except BaseException as error:  # noqa: BLE001 - the test's own thread raises it
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=[thread, traffic_class])
+        for thread, traffic_class in zip(range(8), [*TrafficClass] * 4, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PLENTY_S)
+        assert not thread.is_alive()
+    assert not errors
 
 
-def test_a_closed_transport_moves_nothing(transport, peer):
+def test_a_closed_transport_moves_nothing(transport, region):
     transport.close()
     transport.close()
     with pytest.raises(TransferError, match="closed"):
-        transport.read(peer.handle.region(), [TransferOp(empty(8), 0)], KV, PLENTY_S)
+        transport.read(region, [TransferOp(empty(8), 0)], KV, PLENTY_S)
+
+
+def test_a_stopped_peer_costs_no_more_than_the_deadline(transport, owner):
+    ops = [TransferOp(empty(8), 0)]
+    transport.read(owner.region, ops, KV, PLENTY_S)
+    owner.stop()
+    began_s = time.monotonic()
+    with suppress(TransferError):  # memory that is mapped here needs no help of its owner
+        transport.read(owner.region, ops, KV, 0.3)
+    assert time.monotonic() - began_s < PLENTY_S / 4
+    owner.go_on()
+    transport.read(owner.region, ops, KV, PLENTY_S)

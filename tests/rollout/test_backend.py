@@ -96,6 +96,20 @@ def test_stream_gives_trajectories_as_they_end_and_may_be_left(backend: rollout.
     assert len(backend.generate(TASKS[:1])) == 2
 
 
+def test_metrics_tell_what_the_store_holds_and_what_it_has_met(backend: rollout.RolloutBackend) -> None:
+    backend.generate(TASKS[:1])
+    backend.pause()
+    backend.resume()
+    metrics = backend.metrics()
+    assert metrics["kv/stored_bytes"] >= metrics["kv/written_bytes"] > 0
+    assert metrics["kv/evicted_bytes"] == metrics["kv/quarantined_slots"] == 0
+    bad = {name: value for name, value in metrics.items() if name.startswith("kv/bad_blocks/")}
+    assert set(bad) == {f"kv/bad_blocks/{reason}" for reason in ("missing", "corrupt", "failed", "timed_out")}
+    assert not any(bad.values())
+    assert metrics["kv/caching_stopped"] == 0
+    assert metrics["kv/direct_io"] in (0, 2)
+
+
 def test_a_submitted_trajectory_can_be_aborted_and_still_comes_back(
     backend: rollout.RolloutBackend,
 ) -> None:

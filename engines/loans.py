@@ -1,0 +1,342 @@
+"""What the scheduler has lent to whom: slots of every node, and a share of every engine's load.
+
+Pure bookkeeping: it decides neither who is served nor where, and knows nothing of stored blocks. A slot of a
+node is at any time exactly one of
+
+    free | reserved (an engine's own) | lent (one turn's) | in DRAM (keeps a block) | quarantined
+
+A slot in DRAM may be used by any number of turns at once; prompts that need room get it if it is idle.
+A slot whose read is late is quarantined until the node says that the read has settled; one whose engine did
+not answer stays so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from engines.errors import RequestRefused
+from engines.scheduling import read_plan
+from engines.scheduling.placement import EngineLoad
+from engines.types import (
+    EngineId,
+    EngineInfo,
+    EngineRole,
+    LostBlock,
+    NodeId,
+    Placement,
+    ReadRange,
+    ReadSide,
+    RequestId,
+    SlotId,
+    TurnRequest,
+)
+from kvstore.dram_tier import DramTier
+from kvstore.keys import BlockKey
+from kvstore.slots import SlotPool
+
+
+@dataclass(slots=True)
+class _Engine:
+    info: EngineInfo
+    num_requests: int = 0
+    load_tokens: int = 0
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(self.info.engine_id, self.info.node_id, self.num_requests, self.load_tokens)
+
+
+@dataclass(slots=True)
+class _Node:
+    pool: SlotPool
+    dram: DramTier
+    num_reserved: int = 0
+    late: set[SlotId] = field(default_factory=set)
+    """Quarantined until their reads settle."""
+    unsafe: set[SlotId] = field(default_factory=set)
+    """In DRAM, and quarantined once their last user is done."""
+
+    def has_room(self, num_slots: int, but: Iterable[BlockKey]) -> bool:
+        """Whether so many could be taken, the blocks of `but` left in DRAM."""
+        return self.pool.num_free + self.dram.num_idle(but) >= num_slots
+
+    def take(self, num_slots: int) -> tuple[SlotId, ...]:
+        self.pool.give_back(self.dram.give_up(num_slots - self.pool.num_free))
+        return tuple(map(SlotId, self.pool.take(num_slots)))
+
+    def leave_dram(self, slots: Iterable[int]) -> None:
+        for slot in map(SlotId, slots):
+            if slot in self.unsafe:
+                self.unsafe.discard(slot)
+                self.pool.quarantine([slot])
+            else:
+                self.pool.give_back([slot])
+
+
+@dataclass(slots=True)
+class Loan:
+    """What one placed turn has."""
+
+    placement: Placement
+    tokens: int
+    """Its share of its engines' load."""
+    new_keys: tuple[BlockKey, ...]
+    """Prompt blocks it makes; once it is handed over, the decode engine announces what became of them."""
+    prefilling: bool = True
+    handed_over: bool = False
+    """The decode engine has taken the turn over: it alone gives the decode slots back."""
+    finished: bool = False
+    slots: dict[NodeId, set[SlotId]] = field(default_factory=dict)
+    """Its own slots."""
+    shared: list[tuple[BlockKey, SlotId]] = field(default_factory=list)
+    """Blocks in the prefill node's DRAM that it uses."""
+    settled: set[SlotId] = field(default_factory=set)
+    """Prefill slots whose late reads have settled before anybody said that they were late."""
+
+    @property
+    def over(self) -> bool:
+        return self.finished and not any(self.slots.values())
+
+    @property
+    def segments(self) -> set[str]:
+        """Segments that blocks of the hit are read from."""
+        parts = [part for part in self.placement.read_plan if part.side is not ReadSide.DRAM]
+        return {block.location.segment for part in parts for block in part.blocks}
+
+    def read_blocks(self) -> Iterator[tuple[BlockKey, SlotId]]:
+        """The hit's blocks that were read from storage into own slots on the prefill node."""
+        blocks = [(part.side, block.key) for part in self.placement.read_plan for block in part.blocks]
+        for slot, (side, key) in zip(self.placement.prefill_slots, blocks, strict=True):
+            if side is ReadSide.PREFILL:
+                yield key, slot
+
+
+class Loans:
+    """One per scheduler. Every loan begins with `lend` and ends by `take_back` and `release`."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[NodeId, _Node] = {}
+        self._engines: dict[EngineId, _Engine] = {}
+        self._loans: dict[RequestId, Loan] = {}
+
+    def __len__(self) -> int:
+        """Placed turns that still have something."""
+        return len(self._loans)
+
+    # -- who is there --------------------------------------------------------------------------------
+
+    def add_node(self, node_id: NodeId, num_slots: int, max_dram_slots: int) -> None:
+        self._nodes[node_id] = _Node(SlotPool(num_slots), DramTier(max_dram_slots))
+
+    def add_engine(self, info: EngineInfo, num_reserved: int) -> tuple[SlotId, ...]:
+        """The slots returned are the engine's own, never lent."""
+        self._engines[info.engine_id] = _Engine(info)
+        node = self._nodes[info.node_id]
+        node.num_reserved += num_reserved
+        return node.take(num_reserved)
+
+    def loads(self, role: EngineRole, room_for: int = 0) -> Iterator[EngineLoad]:
+        """The load of every engine of `role`; of decode engines, those that hold `room_for` tokens."""
+        for engine in self._engines.values():
+            if engine.info.role is not role:
+                continue
+            if role is EngineRole.DECODE and engine.info.kv_tokens < room_for:
+                continue
+            yield engine.load()
+
+    def refuse_misfits(self, request: TurnRequest, block_tokens: int) -> None:
+        """Raise RequestRefused for a request that would not even fit an empty cluster."""
+        engines = [engine.info for engine in self._engines.values()]
+        nodes = {role: {info.node_id for info in engines if info.role is role} for role in EngineRole}
+        sides = 2 if nodes[EngineRole.PREFILL] & nodes[EngineRole.DECODE] else 1
+        needed = sides * -(-request.prompt_tokens // block_tokens)
+        room = min(node.pool.num_slots - node.num_reserved for node in self._nodes.values())
+        if needed > room:
+            raise RequestRefused(
+                f"{request.request_id} needs {needed} staging slots for its {request.prompt_tokens} "
+                f"prompt tokens, the smallest node lends {room}; raise kvstore.staging_bytes"
+            )
+        kv_tokens = max(info.kv_tokens for info in engines if info.role is EngineRole.DECODE)
+        if request.context_tokens > kv_tokens:
+            raise RequestRefused(
+                f"{request.request_id} may grow to {request.context_tokens} tokens, the largest decode "
+                f"engine holds {kv_tokens}; raise engines.decode_kv_bytes"
+            )
+
+    # -- a loan's life -------------------------------------------------------------------------------
+
+    def in_dram(self, node_id: NodeId, keys: Iterable[BlockKey]) -> set[BlockKey]:
+        """Those of `keys` that the node keeps in its memory."""
+        dram = self._nodes[node_id].dram
+        return {key for key in keys if dram.find(key) is not None}
+
+    def reserve(
+        self, plan: tuple[ReadRange, ...], prefill_node: NodeId, decode_node: NodeId, num_decode: int
+    ) -> tuple[tuple[SlotId, ...], tuple[SlotId, ...]] | None:
+        """Slots for the plan's blocks on the prefill side, and `num_decode` on the other; all, or None."""
+        keys = read_plan.keys_on(ReadSide.DRAM, plan)
+        num_own = len(read_plan.keys_on(ReadSide.PREFILL, plan))
+        node, other = self._nodes[prefill_node], self._nodes[decode_node]
+        num_here = num_own + (num_decode if other is node else 0)
+        if not node.has_room(num_here, keys) or not other.has_room(num_decode, keys if other is node else ()):
+            return None
+        shared = {key: SlotId(node.dram.use(key)) for key in keys}
+        own, decode = iter(node.take(num_own)), other.take(num_decode)
+        prefill = tuple(
+            shared[block.key] if part.side is ReadSide.DRAM else next(own)
+            for part in plan
+            for block in part.blocks
+            if part.side is not ReadSide.DECODE
+        )
+        return prefill, decode
+
+    def lend(self, placement: Placement, tokens: int, new_keys: tuple[BlockKey, ...]) -> Loan:
+        """What was reserved for `placement` is the turn's now."""
+        loan = Loan(placement, tokens, new_keys)
+        keys = read_plan.keys_on(ReadSide.DRAM, placement.read_plan)
+        dram = self._nodes[placement.prefill_node].dram
+        loan.shared = [(key, SlotId(slot)) for key in keys if (slot := dram.find(key)) is not None]
+        own = set(placement.prefill_slots) - {slot for _, slot in loan.shared}
+        loan.slots.setdefault(placement.prefill_node, set()).update(own)
+        loan.slots.setdefault(placement.decode_node, set()).update(placement.decode_slots)
+        self._loans[placement.request_id] = loan
+        for engine_id in (placement.prefill_engine, placement.decode_engine):
+            self._engines[engine_id].num_requests += 1
+            self._engines[engine_id].load_tokens += tokens
+        return loan
+
+    def get(self, request_id: RequestId) -> Loan | None:
+        return self._loans.get(request_id)
+
+    def end_prefill(self, loan: Loan) -> None:
+        """The prefill engine is done with the turn: its share of load comes back."""
+        loan.prefilling = False
+        self._unload(loan.placement.prefill_engine, loan.tokens)
+
+    def hand_over(self, loan: Loan, *, keep: bool) -> None:
+        """The decode side has all of the prompt: free the prefill slots, or `keep` in DRAM what they hold."""
+        loan.handed_over = True
+        if keep:
+            self._keep_in_dram(loan)
+        self.release(loan, loan.placement.prefill_node, loan.placement.prefill_slots)
+        self._unshare(loan)
+
+    def finish(self, loan: Loan) -> None:
+        """The attempt is over: the decode engine's share of load comes back."""
+        if not loan.finished:
+            loan.finished = True
+            self._unload(loan.placement.decode_engine, loan.tokens)
+        self._drop_if_over(loan)
+
+    def release(self, loan: Loan, node_id: NodeId, slots: Iterable[SlotId]) -> None:
+        """Free those of `slots` that are the turn's own."""
+        held = loan.slots.get(node_id, set())
+        returning = held.intersection(slots)
+        held -= returning
+        self._nodes[node_id].pool.give_back(returning)
+        self._drop_if_over(loan)
+
+    def take_back(self, loan: Loan, late: Collection[SlotId] = ()) -> None:
+        """Free all that the turn has; `late` prefill slots only when their reads have settled."""
+        node_id = loan.placement.prefill_node
+        node = self._nodes[node_id]
+        still_late = loan.slots[node_id].intersection(late) - loan.settled
+        node.pool.quarantine(still_late)
+        node.late |= still_late
+        loan.slots[node_id] -= still_late
+        for other_id, slots in loan.slots.items():
+            self._nodes[other_id].pool.give_back(slots)
+        loan.slots.clear()
+        self._unshare(loan)
+        self._drop_if_over(loan)
+
+    def quarantine(self, loan: Loan) -> None:
+        """Somebody may still read or write what the turn has: nobody else gets it."""
+        for node_id, slots in loan.slots.items():
+            self._nodes[node_id].pool.quarantine(slots)
+        loan.slots.clear()
+        node = self._nodes[loan.placement.prefill_node]
+        for key, slot in loan.shared:
+            node.unsafe.add(slot)
+            if node.dram.find(key) == slot:
+                node.dram.drop(key)
+        self._unshare(loan)
+        self._drop_if_over(loan)
+
+    # -- what becomes of slots -----------------------------------------------------------------------
+
+    def settled(self, node_id: NodeId, slots: Sequence[SlotId]) -> None:
+        """No late read writes into these slots of the node any more."""
+        node = self._nodes[node_id]
+        free = node.late.intersection(slots)
+        node.late -= free
+        node.pool.release_quarantined(free)
+        for loan in self._loans.values():
+            if loan.prefilling and loan.placement.prefill_node == node_id:
+                loan.settled |= loan.slots[node_id].intersection(slots)
+
+    def drop_from_dram(self, node_id: NodeId, blocks: Iterable[LostBlock]) -> None:
+        """These blocks are not what was kept; who uses their slots now will find out."""
+        node = self._nodes[node_id]
+        for block in blocks:
+            if node.dram.find(block.key) == block.slot:
+                node.leave_dram(node.dram.drop(block.key))
+
+    def empty_dram(self) -> None:
+        """No block that is kept will be asked for again."""
+        for node in self._nodes.values():
+            node.leave_dram(node.dram.clear())
+
+    def figures(self) -> dict[str, float]:
+        """Slots by state, over all nodes."""
+        nodes = self._nodes.values()
+        return {
+            "free_slots": sum(node.pool.num_free for node in nodes),
+            "dram_slots": sum(len(node.dram) for node in nodes),
+            "quarantined_slots": sum(node.pool.num_quarantined for node in nodes),
+        }
+
+    def check(self) -> None:
+        """Raise AssertionError unless every slot is in one state and loads belong to loans."""
+        for engine in self._engines.values():
+            assert (engine.num_requests == 0) == (engine.load_tokens == 0), engine
+        for node_id, node in self._nodes.items():
+            node.pool.check()
+            node.dram.check()
+            lent = [slot for loan in self._loans.values() for slot in loan.slots.get(node_id, ())]
+            here = [loan for loan in self._loans.values() if loan.placement.prefill_node == node_id]
+            kept = node.dram.slots
+            assert len(set(lent)) == len(lent), "a slot is lent twice"
+            assert not kept.intersection(lent), "a slot in DRAM is lent"
+            assert node.unsafe <= kept, "a slot that is not in DRAM is said to be unsafe there"
+            used = node.num_reserved + len(lent) + len(kept)
+            assert used + node.pool.num_free + node.pool.num_quarantined == node.pool.num_slots, node_id
+            assert node.dram.num_users == sum(len(loan.shared) for loan in here), node_id
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    def _keep_in_dram(self, loan: Loan) -> None:
+        """The blocks the turn has read are right: they stay in DRAM as far as there is room.
+
+        From the last block to the first: the start of a context, which most turns share, goes last.
+        """
+        node = self._nodes[loan.placement.prefill_node]
+        own = loan.slots[loan.placement.prefill_node]
+        for key, slot in reversed(list(loan.read_blocks())):
+            own.remove(slot)
+            node.pool.give_back(node.dram.offer(key, slot))
+
+    def _unshare(self, loan: Loan) -> None:
+        """The turn uses no block in DRAM any more."""
+        node = self._nodes[loan.placement.prefill_node]
+        for key, slot in reversed(loan.shared):
+            node.leave_dram(node.dram.release(key, slot))
+        loan.shared = []
+
+    def _drop_if_over(self, loan: Loan) -> None:
+        if loan.over:
+            self._loans.pop(loan.placement.request_id, None)
+
+    def _unload(self, engine_id: EngineId, tokens: int) -> None:
+        self._engines[engine_id].num_requests -= 1
+        self._engines[engine_id].load_tokens -= tokens

@@ -1,0 +1,49 @@
+"""What runs in the scheduler's process: the scheduler, as the owner of its job's store directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engines.config import SchedulerConfig
+from engines.scheduler import Scheduler
+from engines.store_keeper import StoreKeeper
+from engines.types import Weights
+from kvstore.config import StoreConfig
+from kvstore.layout import BlockLayout
+from kvstore.open_store import open_owner
+
+
+class SchedulerProcess(Scheduler):
+    """A scheduler that finds what the directory holds, and evicts when it holds too much."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        *,
+        kvstore: StoreConfig,
+        directory: str,
+        num_writers: int,
+        prefill_load_limit_tokens: int,
+        weights: Weights,
+    ) -> None:
+        """`num_writers` nodes of this job write into `directory`."""
+        super().__init__(
+            config,
+            prefill_load_limit_tokens=prefill_load_limit_tokens,
+            weights=weights,
+            dram_bytes=kvstore.dram_bytes,
+            keeper=_keeper(kvstore, Path(directory), num_writers),
+        )
+
+    async def open_store(self, layout: BlockLayout) -> None:
+        """Take in what earlier runs stored under these weights; before any engine connects."""
+        if self._keeper is not None:
+            await self._keeper.open(layout, self._weights.weights_id)
+
+
+def _keeper(config: StoreConfig, directory: Path, num_writers: int) -> StoreKeeper | None:
+    """None where there is no directory to keep: Mooncake's master evicts by itself."""
+    if config.kind == "mooncake":
+        return None
+    owner = open_owner(config, directory=directory, num_writers=num_writers)
+    return StoreKeeper(owner, refresh_s=config.refresh_s)
