@@ -1,0 +1,88 @@
+"""How many tokens each node still has to read from storage, current between the nodes' reports.
+
+Two totals per node that only grow: what was ever planned there, which the scheduler knows, and what the node
+has ever finished (read, failed or given up), which the node reports. Their difference is the queue. So a
+report that was on its way while turns were placed counts none of them twice, and one that comes late changes
+nothing. Until a turn has both engines its reads are promised to its prefill node, so that turns placed in one
+fetch see one another. DualPath (arXiv 2602.21548, section 6.1) leaves open who counts between reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.types import NodeId, RequestId
+
+
+class ReadQueues:
+    """Read queue lengths in tokens."""
+
+    def __init__(self) -> None:
+        self._rows: dict[NodeId, int] = {}
+        self._tokens = np.zeros(0, np.int64)
+        self._planned: list[int] = []
+        self._finished: list[int] = []
+        self._promises: dict[RequestId, tuple[int, int]] = {}
+
+    def add_node(self, node_id: NodeId) -> int:
+        """The node's row, its queue empty; a node that comes back starts anew."""
+        row = self._rows.get(node_id)
+        if row is None:
+            row = self._rows[node_id] = len(self._planned)
+            self._planned.append(0)
+            self._finished.append(0)
+            self._tokens = np.append(self._tokens, 0)
+        for request_id in [r for r, (promised, _) in self._promises.items() if promised == row]:
+            del self._promises[request_id]
+        self._planned[row] = self._finished[row] = self._tokens[row] = 0
+        return row
+
+    def row_of(self, node_id: NodeId) -> int:
+        return self._rows[node_id]
+
+    def at(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+        """Queue lengths of several nodes by row, promises included."""
+        return self._tokens[rows]
+
+    def tokens(self, node_id: NodeId, but: RequestId | None = None) -> int:
+        """Tokens planned or promised on the node and not reported as finished, but for `but`'s promise."""
+        row = self._rows[node_id]
+        promised_row, promised = (-1, 0) if but is None else self._promises.get(but, (-1, 0))
+        return int(self._tokens[row]) - (promised if promised_row == row else 0)
+
+    def promise(self, request_id: RequestId, node_id: NodeId, tokens: int) -> None:
+        """A turn has its prefill engine on this node; where its blocks are read is not known yet."""
+        row = self._rows[node_id]
+        self._promises[request_id] = (row, tokens)
+        self._tokens[row] += tokens
+
+    def keep_no_promise(self, request_id: RequestId) -> None:
+        """Take the turn's promise back, if there is one: it is planned now, or given up."""
+        row, tokens = self._promises.pop(request_id, (None, 0))
+        if row is not None:
+            self._tokens[row] -= tokens
+
+    def plan(self, tokens_on: Mapping[NodeId, int]) -> None:
+        """Reads that the nodes will be told of; negative where reads are taken away before they began."""
+        for node_id, tokens in tokens_on.items():
+            row = self._rows[node_id]
+            self._planned[row] += tokens
+            self._tokens[row] += tokens
+
+    def report(self, node_id: NodeId, finished_tokens: int) -> None:
+        """The node has finished so many tokens since it was added; a smaller total than before is late."""
+        row = self._rows[node_id]
+        more = finished_tokens - self._finished[row]
+        if more > 0:
+            self._finished[row] = finished_tokens
+            self._tokens[row] -= more
+
+    def check(self) -> None:
+        """Raise AssertionError unless every queue is its parts."""
+        for node_id, row in self._rows.items():
+            promised = sum(tokens for other, tokens in self._promises.values() if other == row)
+            expected = self._planned[row] - self._finished[row] + promised
+            assert int(self._tokens[row]) == expected, node_id

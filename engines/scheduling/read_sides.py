@@ -1,0 +1,134 @@
+"""Which side reads how much of a prompt's hit: the plans `dual` and `split`, next to read_plan's `basic`.
+
+Pure policy. `dual` is DualPath's (arXiv 2602.21548, section 6.1): the whole hit on the side whose node has
+the shorter read queue, whatever the NICs' rates. `split` is ours (the paper's future work, its section 7):
+both sides at once, in shares of whole blocks such that both finish together, from the bytes that wait on each
+side and what its storage NIC carries. The prompt's first blocks are read on the prefill side, the later ones
+on the decode side: one range each, in order, so that every layer has blocks on both sides. Blocks in the
+prefill node's memory are read on neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+from itertools import groupby
+
+from engines.types import ReadRange, ReadSide
+from kvstore.keys import BlockKey
+from kvstore.prefix_index import IndexedBlock
+
+
+@dataclass(frozen=True, slots=True)
+class SideLoad:
+    """One side's node, as a read plan sees it. Raises ValueError unless its NIC carries something."""
+
+    queue_bytes: float
+    """Bytes that are read before any block planned now."""
+    bytes_per_s: float
+    """What its storage NIC carries."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bytes_per_s < math.inf:
+            raise ValueError(f"a storage NIC's rate must be above 0 bytes/s, got {self.bytes_per_s}")
+        if not 0 <= self.queue_bytes < math.inf:
+            raise ValueError(f"a read queue must hold 0 bytes or more, got {self.queue_bytes}")
+
+    def finish_s(self, nbytes: float) -> float:
+        """Seconds from now until `nbytes` more have been read too."""
+        return (self.queue_bytes + nbytes) / self.bytes_per_s
+
+
+def shorter_side(prefill: SideLoad, decode: SideLoad, tie: ReadSide = ReadSide.PREFILL) -> ReadSide:
+    """The side with fewer bytes in its queue."""
+    if prefill.queue_bytes == decode.queue_bytes:
+        return tie
+    return ReadSide.PREFILL if prefill.queue_bytes < decode.queue_bytes else ReadSide.DECODE
+
+
+def prefill_share(
+    num_blocks: int,
+    block_bytes: int,
+    prefill: SideLoad,
+    decode: SideLoad,
+    tie: ReadSide = ReadSide.PREFILL,
+) -> int:
+    """Blocks of `num_blocks` that the prefill side reads so that the later side finishes soonest.
+
+    Where both sides read, they finish within the time of one block on the slower one.
+    """
+    total_bytes = num_blocks * block_bytes
+    even_bytes = (
+        prefill.bytes_per_s * (decode.queue_bytes + total_bytes) - decode.bytes_per_s * prefill.queue_bytes
+    ) / (prefill.bytes_per_s + decode.bytes_per_s)
+    low = min(max(math.floor(even_bytes / block_bytes), 0), num_blocks)
+    high = min(low + 1, num_blocks)
+
+    def later_finish_s(share: int) -> float:
+        on_decode = num_blocks - share
+        return max(
+            prefill.finish_s(share * block_bytes) if share else 0.0,
+            decode.finish_s(on_decode * block_bytes) if on_decode else 0.0,
+        )
+
+    low_s, high_s = later_finish_s(low), later_finish_s(high)
+    if low_s == high_s:
+        return high if tie is ReadSide.PREFILL else low
+    return low if low_s < high_s else high
+
+
+def dual(
+    hit: tuple[IndexedBlock, ...],
+    prefill: SideLoad,
+    decode: SideLoad,
+    *,
+    tie: ReadSide = ReadSide.PREFILL,
+    in_dram: Set[BlockKey] = frozenset(),
+) -> tuple[ReadRange, ...]:
+    """Every block on the side with the shorter queue, but for those `in_dram` of the prefill node."""
+    share = len(hit) if shorter_side(prefill, decode, tie) is ReadSide.PREFILL else 0
+    return ranges_of(hit, share, in_dram)
+
+
+def alternate(
+    hit: tuple[IndexedBlock, ...], num_planned: int, *, in_dram: Set[BlockKey] = frozenset()
+) -> tuple[ReadRange, ...]:
+    """Every block on one side, the prefill side for even `num_planned`: the two in turn."""
+    return ranges_of(hit, 0 if num_planned % 2 else len(hit), in_dram)
+
+
+def split(
+    hit: tuple[IndexedBlock, ...],
+    prefill: SideLoad,
+    decode: SideLoad,
+    *,
+    tie: ReadSide = ReadSide.PREFILL,
+    in_dram: Set[BlockKey] = frozenset(),
+) -> tuple[ReadRange, ...]:
+    """The first blocks on the prefill side, the others on the decode side, so that both finish together."""
+    to_read = [block for block in hit if block.key not in in_dram]
+    if not to_read:
+        return ranges_of(hit, 0, in_dram)
+    share = prefill_share(len(to_read), to_read[0].location.nbytes, prefill, decode, tie)
+    return ranges_of(hit, share, in_dram)
+
+
+def ranges_of(
+    hit: tuple[IndexedBlock, ...], num_on_prefill: int, in_dram: Set[BlockKey] = frozenset()
+) -> tuple[ReadRange, ...]:
+    """The plan that reads the first `num_on_prefill` blocks that are not `in_dram` on the prefill side."""
+    sides = []
+    for block in hit:
+        if block.key in in_dram:
+            sides.append(ReadSide.DRAM)
+            continue
+        sides.append(ReadSide.PREFILL if num_on_prefill > 0 else ReadSide.DECODE)
+        num_on_prefill -= 1
+    ranges: list[ReadRange] = []
+    start = 0
+    for side, same in groupby(sides):
+        length = len(list(same))
+        ranges.append(ReadRange(side, start, hit[start : start + length]))
+        start += length
+    return tuple(ranges)
