@@ -1,0 +1,192 @@
+"""`gc`: drops whole segments of a store, as the holder of its lease.
+
+What goes is decided by kvstore.tools.gc_choice and kvstore.tools.orphans. A file is removed only while the
+lease is held, which is looked at again before each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from kvstore.errors import StoreError
+from kvstore.files import Files
+from kvstore.process_identity import Process
+from kvstore.segment_contents import SegmentContents
+from kvstore.segment_scan import scan_segments
+from kvstore.store_owner import StoreOwner
+from kvstore.tools.gc_choice import GcRule, choose_versions
+from kvstore.tools.inventory import StoredVersion, take_inventory
+from kvstore.tools.lease_view import LeaseView, read_lease
+from kvstore.tools.orphans import orphaned_segments
+from kvstore.tools.output import make_table, moment, size
+
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class GcPlan:
+    """What goes."""
+
+    versions: tuple[StoredVersion, ...]
+    orphans: dict[str, int]
+    """Bytes of each orphaned segment of the versions that stay, by its name."""
+
+    @property
+    def segments(self) -> dict[str, int]:
+        """Bytes of each file by its name, the orphans first: they are of no use to anybody."""
+        together = dict(self.orphans)
+        for version in self.versions:
+            together |= version.segments
+        return together
+
+
+@dataclass(frozen=True, slots=True)
+class GcOutcome:
+    """What a plan came to."""
+
+    path: Path
+    plan: GcPlan
+    dry_run: bool
+    freed_bytes: int
+    """0 in a dry run."""
+
+    def answer(self) -> dict[str, Any]:
+        """For machines."""
+        segments = self.plan.segments
+        return {
+            "path": str(self.path),
+            "dry_run": self.dry_run,
+            "versions": [
+                {
+                    "kv_format": version.layout.format.digest().hex(),
+                    "weights_id": version.weights_id,
+                    "segments": len(version.segments),
+                    "blocks": version.num_blocks,
+                    "bytes": version.nbytes,
+                }
+                for version in self.plan.versions
+            ],
+            "orphaned_segments": sorted(self.plan.orphans),
+            "segments": len(segments),
+            "bytes": sum(segments.values()),
+            "freed_bytes": self.freed_bytes,
+        }
+
+    def report(self) -> list[RenderableType]:
+        """For people."""
+        segments = self.plan.segments
+        if not segments:
+            return [Text(f"{self.path}: nothing to drop", style="bold")]
+        told = "would free" if self.dry_run else "freed"
+        nbytes = sum(segments.values()) if self.dry_run else self.freed_bytes
+        headline = Text.assemble(
+            (f"{self.path}: {told} {size(nbytes)}", "bold"), f" in {len(segments):,} segments"
+        )
+        table = make_table("what goes", "segments", "blocks", "bytes", "newest")
+        for version in self.plan.versions:
+            table.add_row(
+                f"weights {version.weights_id}",
+                f"{len(version.segments):,}",
+                f"{version.num_blocks:,}",
+                size(version.nbytes),
+                moment(version.newest_s),
+            )
+        if self.plan.orphans:
+            table.add_row(
+                "orphans of other weights",
+                f"{len(self.plan.orphans):,}",
+                "",
+                size(sum(self.plan.orphans.values())),
+                "",
+            )
+        return [headline, table]
+
+
+def plan_gc(directory: Path, files: Files, rule: GcRule, *, orphans: bool, now_s: float) -> GcPlan:
+    """What `rule` drops; with `orphans`, also segments of what stays that no hit can reach.
+
+    Raises WrongInput for weights that are not there, StoreError where the directory cannot be listed.
+    """
+    kept: list[SegmentContents] = []
+
+    def scan() -> Iterator[Any]:
+        for found in scan_segments(directory, files):
+            if orphans and isinstance(found, SegmentContents):
+                kept.append(found)
+            yield found
+
+    versions = tuple(choose_versions(take_inventory(scan()), rule, now_s))
+    dropped = {name for version in versions for name in version.segments}
+    staying = {contents.name: contents for contents in kept if contents.name not in dropped}
+    orphaned = {name: staying[name].nbytes for name in orphaned_segments(staying.values())}
+    return GcPlan(versions, orphaned)
+
+
+@contextmanager
+def owned(directory: Path, files: Files, *, lease_ttl_s: float) -> Iterator[StoreOwner]:
+    """The store's owner as long as the block lasts. Raises StoreError where somebody else is.
+
+    A holder on another host is watched for `lease_ttl_s`: is its heartbeat still moving?
+    """
+    before = read_lease(directory, files)
+    if before is not None and before.state == "alive":
+        raise _held(before)
+    owner = StoreOwner(
+        directory,
+        capacity_bytes=None,
+        reserve_bytes=0,
+        lease_ttl_s=lease_ttl_s,
+        files=files,
+        clock=time.monotonic,
+    )
+    try:
+        _await_lease(owner, lambda: read_lease(directory, files), before, lease_ttl_s)
+        yield owner
+    finally:
+        owner.close()
+
+
+def run_gc(owner: StoreOwner, directory: Path, plan: GcPlan) -> GcOutcome:
+    """Remove what is planned. Raises StoreError where the lease was lost over it or a file would not go."""
+    names = list(plan.segments)
+    freed = owner.unlink(names)
+    left = [name for name in names if (directory / name).exists()]
+    if left:
+        why = "a file cannot be removed" if owner.holds_lease else "another process took the lease over"
+        raise StoreError(f"{directory}: {len(left)} of {len(names)} segments are still there, {why}")
+    return GcOutcome(directory, plan, dry_run=False, freed_bytes=freed)
+
+
+def _await_lease(
+    owner: StoreOwner,
+    look: Callable[[], LeaseView | None],
+    before: LeaseView | None,
+    lease_ttl_s: float,
+) -> None:
+    deadline_s = time.monotonic() + 2 * lease_ttl_s
+    while not owner.holds_lease:
+        now = look()
+        if now is not None and now != before and now.state in ("alive", "unknown") and not _is_ours(now):
+            raise _held(now)
+        if time.monotonic() >= deadline_s:
+            raise StoreError("the store's lease cannot be taken: is the directory writable?")
+        time.sleep(POLL_S)
+
+
+def _is_ours(lease: LeaseView) -> bool:
+    return lease.record is not None and lease.record.process == Process.this()
+
+
+def _held(lease: LeaseView) -> StoreError:
+    return StoreError(
+        f"the store is in use: {lease.holder()} holds its lease (epoch {lease.epoch}); "
+        "end that job first, or let it evict"
+    )
