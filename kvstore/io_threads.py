@@ -4,7 +4,8 @@ Turns wait for reads and for no write. So some threads only read and others only
 can take the other's however long the medium is stuck. A write starts only while no read is waiting for a
 thread, or once it has itself waited `max_write_wait_s`.
 
-Work comes in batches of jobs, and a batch is one thing to wait for: a job costs a few microseconds here.
+Work comes in batches of jobs; a job costs a few microseconds here. Whoever waits for a batch may do
+something with each job's result meanwhile, so that the threads themselves go on with I/O.
 At its deadline a batch's waiting jobs are cancelled; one that is running goes on, and its `settled` is set
 when it has ended.
 """
@@ -12,10 +13,12 @@ when it has ended.
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -37,11 +40,10 @@ _R = TypeVar("_R")
 class _Batch:
     """Jobs that one caller waits for."""
 
-    __slots__ = ("ended", "num_left")
+    __slots__ = ("ended",)
 
-    def __init__(self, num_left: int) -> None:
-        self.num_left = num_left
-        self.ended = threading.Event()
+    def __init__(self) -> None:
+        self.ended: queue.SimpleQueue[Job[Any, Any]] = queue.SimpleQueue()
 
 
 @dataclass(eq=False, slots=True)
@@ -122,19 +124,28 @@ class IoThreads:
             thread.start()
 
     def run_reads(
-        self, work: Callable[[_A], _R], arguments: Sequence[_A], deadline_s: float
+        self,
+        work: Callable[[_A], _R],
+        arguments: Sequence[_A],
+        deadline_s: float,
+        as_ended: Callable[[Job[_A, _R]], None] = lambda job: None,
     ) -> list[Job[_A, _R]]:
         """`work` on each argument; returns when all have ended, or after `deadline_s` seconds.
 
+        The caller's own thread does `as_ended` with each job that has, while the others go on.
         Raises StoreError if the threads were closed.
         """
-        return self._run(work, arguments, deadline_s, reading=True)
+        jobs = self._hand_over(work, arguments, reading=True)
+        self._wait(jobs, deadline_s, as_ended)
+        return jobs
 
     def run_writes(
         self, work: Callable[[_A], _R], arguments: Sequence[_A], deadline_s: float
     ) -> list[Job[_A, _R]]:
         """As `run_reads`, behind the reads."""
-        return self._run(work, arguments, deadline_s, reading=False)
+        jobs = self._hand_over(work, arguments, reading=False)
+        self._wait(jobs, deadline_s, lambda job: None)
+        return jobs
 
     def close(self, deadline_s: float) -> int:
         """Take no more work and wait for what there is; the number of jobs that have not ended in time."""
@@ -145,10 +156,10 @@ class IoThreads:
             self._write_waits.notify_all()
             return self._num_unfinished
 
-    def _run(
-        self, work: Callable[[_A], _R], arguments: Sequence[_A], deadline_s: float, *, reading: bool
+    def _hand_over(
+        self, work: Callable[[_A], _R], arguments: Sequence[_A], *, reading: bool
     ) -> list[Job[_A, _R]]:
-        batch, now_s = _Batch(len(arguments)), time.monotonic()
+        batch, now_s = _Batch(), time.monotonic()
         jobs = [Job(work, argument, batch, now_s) for argument in arguments]
         with self._lock:
             if self._closed:
@@ -160,9 +171,26 @@ class IoThreads:
             else:
                 self._waiting.writes.extend(jobs)
                 self._write_waits.notify(len(jobs))
-        if jobs and not batch.ended.wait(deadline_s):
-            self._give_up(jobs)
         return jobs
+
+    def _wait(
+        self, jobs: Sequence[Job[_A, _R]], deadline_s: float, as_ended: Callable[[Job[_A, _R]], None]
+    ) -> None:
+        end_s = time.monotonic() + deadline_s
+        for _ in jobs:
+            try:
+                job = jobs[0].batch.ended.get(timeout=max(0.0, end_s - time.monotonic()))
+            except queue.Empty:
+                break
+            as_ended(job)
+        else:
+            return
+        self._give_up(jobs)
+        with suppress(queue.Empty):
+            while True:
+                job = jobs[0].batch.ended.get_nowait()
+                if job.settled is None:  # it ended just before the others were given up
+                    as_ended(job)
 
     def _give_up(self, jobs: Sequence[Job[_A, _R]]) -> None:
         with self._lock:
@@ -220,9 +248,7 @@ class IoThreads:
     def _end(self, job: Job[Any, Any]) -> None:
         """It touches nothing any more. The caller holds the lock."""
         job.ended = True
-        job.batch.num_left -= 1
-        if job.batch.num_left == 0:
-            job.batch.ended.set()
+        job.batch.ended.put(job)
         if job.settled is not None:
             job.settled.set()
         self._num_unfinished -= 1

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -31,8 +32,9 @@ from kvstore.block_record import (
 from kvstore.direct_io import aligned_buffer, is_page_aligned, probe_direct, read_fully
 from kvstore.errors import StoreError
 from kvstore.files import Files, PosixFiles
+from kvstore.header_memory import HeaderMemory
 from kvstore.io_runs import MAX_RUN_BLOCKS, read_runs, write_runs
-from kvstore.io_threads import MAX_WRITE_WAIT_S, IoThreads
+from kvstore.io_threads import MAX_WRITE_WAIT_S, IoThreads, Job
 from kvstore.layout import PAGE_BYTES, BlockLayout
 from kvstore.segment_readers import SegmentReaders, UnusableSegment
 from kvstore.segment_writers import AppendRules, Durability, SegmentWriters
@@ -93,11 +95,22 @@ _DEFAULTS = SsdOptions(
 
 
 class _Scratch(threading.local):
-    """A thread's own aligned memory: record headers, and blocks that cannot land where they go."""
+    """A thread's own aligned memory: headers to write, and blocks that cannot land where they go."""
 
     def __init__(self, layout: BlockLayout) -> None:
         self.headers = aligned_buffer(MAX_RUN_BLOCKS * record_header_bytes(layout))
         self.block = aligned_buffer(layout.slot_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadRun:
+    """Blocks that lie side by side in one segment, on their way."""
+
+    indices: list[int]
+    """Their places in the call."""
+    reads: list[BlockRead]
+    headers: list[Bytes]
+    """Where their record headers land."""
 
 
 class SsdStore:
@@ -145,6 +158,7 @@ class SsdStore:
         self._header_bytes = record_header_bytes(layout)
         self._record_bytes = record_bytes(layout)
         self._scratch = _Scratch(layout)
+        self._header_memory = HeaderMemory(self._header_bytes)
         self._padding = np.zeros(PAGE_BYTES, np.uint8)
         self._num_readers, self._num_writers = io_threads, -(-io_threads // 2)
         self._threads = IoThreads(
@@ -170,45 +184,58 @@ class SsdStore:
     # Reading
 
     def read(self, reads: Sequence[BlockRead], deadline_s: float) -> list[BlockReadResult]:
-        runs = read_runs(reads, self._record_bytes, self._num_readers, self._is_slot)
-        jobs = self._threads.run_reads(
-            self._read_run, [[reads[index] for index in run] for run in runs], deadline_s
-        )
         results = [BlockReadResult(ReadStatus.FAILED)] * len(reads)
-        for run, job in zip(runs, jobs, strict=True):
-            if job.settled is not None:
-                late = BlockReadResult(ReadStatus.TIMED_OUT, settled=job.settled)
-                for index in run:
-                    results[index] = late
-            elif job.result is not None:
-                for index, result in zip(run, job.result, strict=True):
-                    results[index] = result
+        headers = self._header_memory.take(len(reads))
+
+        def verify(job: Job[_ReadRun, list[ReadStatus]]) -> None:
+            """In the caller's thread, which has nothing else to do: the others stay in I/O."""
+            run = job.argument
+            for index, read, header, status in zip(
+                run.indices, run.reads, run.headers, job.result or (), strict=False
+            ):
+                results[index] = self._verified(read, header, status)
+
+        runs = [
+            _ReadRun(indices, [reads[i] for i in indices], [headers[i] for i in indices])
+            for indices in read_runs(reads, self._record_bytes, self._num_readers, self._is_slot)
+        ]
+        late = [
+            job
+            for job in self._threads.run_reads(self._read_run, runs, deadline_s, verify)
+            if job.settled is not None
+        ]
+        for job in late:
+            for index in job.argument.indices:
+                results[index] = BlockReadResult(ReadStatus.TIMED_OUT, settled=job.settled)
+        if not late:
+            self._header_memory.give_back(headers)
         self._count_reads(results)
         return results
 
-    def _read_run(self, run: list[BlockRead]) -> list[BlockReadResult]:
-        """Read blocks that lie side by side in one segment."""
-        first = run[0].location
+    def _read_run(self, run: _ReadRun) -> list[ReadStatus]:
+        """Bring the run's blocks into memory; OK of one that is there, and yet to be verified."""
+        first = run.reads[0].location
         if not self._could_be_ours(first):
-            return [BlockReadResult(ReadStatus.MISSING)] * len(run)
+            return [ReadStatus.MISSING] * len(run.reads)
         parts = self._landing(run)
         try:
             with self._readers.use(first.segment) as fd:
                 num_read = self._read_parts(fd, parts, first.offset)
         except UnusableSegment:
-            return [BlockReadResult(ReadStatus.MISSING)] * len(run)
+            return [ReadStatus.MISSING] * len(run.reads)
         except OSError as error:
-            if len(run) > 1:  # which one is it?
-                return [result for read in run for result in self._read_run([read])]
+            if len(run.reads) > 1:  # which one is it?
+                alone = (
+                    _ReadRun([i], [read], [header])
+                    for i, read, header in zip(run.indices, run.reads, run.headers, strict=True)
+                )
+                return [status for one in alone for status in self._read_run(one)]
             logger.warning("reading from %s: %s", first.segment, error)
-            return [BlockReadResult(ReadStatus.FAILED)]
+            return [ReadStatus.FAILED]
+        self._copy_what_landed_elsewhere(run, parts)
         whole = self._header_bytes + self.layout.full_block_bytes
-        return [
-            self._arrived(i, read, parts[2 * i + 1])
-            if num_read >= i * self._record_bytes + whole
-            else BlockReadResult(ReadStatus.MISSING)
-            for i, read in enumerate(run)
-        ]
+        arrived = ((num_read >= i * self._record_bytes + whole) for i in range(len(run.reads)))
+        return [ReadStatus.OK if there else ReadStatus.MISSING for there in arrived]
 
     def _read_parts(self, fd: int, parts: Sequence[Bytes], offset: int) -> int:
         """The bytes read. Where other hosts write too, a file may seem shorter than it is for a moment."""
@@ -225,23 +252,26 @@ class SsdStore:
         places, rest = divmod(location.offset - PAGE_BYTES, self._record_bytes)
         return location.nbytes == self._record_bytes and 0 <= places < 1 << 40 and rest == 0
 
-    def _landing(self, run: list[BlockRead]) -> list[Bytes]:
+    def _landing(self, run: _ReadRun) -> list[Bytes]:
         """Where the run's bytes go: a header, a block, a header, a block ..."""
         parts: list[Bytes] = []
-        for i, read in enumerate(run):
+        for read, header in zip(run.reads, run.headers, strict=True):
             moves = self._moves_as_it_is(read.into)
-            parts += [self._header(i), self._slot_of(read.into) if moves else self._scratch.block]
+            parts += [header, self._slot_of(read.into) if moves else self._scratch.block]
         return parts
 
-    def _arrived(self, i: int, read: BlockRead, landed: Bytes) -> BlockReadResult:
-        """Verify block `i` of a run where its reader will use it."""
+    def _copy_what_landed_elsewhere(self, run: _ReadRun, parts: list[Bytes]) -> None:
         num_bytes = self.layout.full_block_bytes
-        if not self._moves_as_it_is(read.into):
-            read.into[:num_bytes] = landed[:num_bytes]
-        checksums = verify_record(self.layout, self._header(i), read.into, read.key, read.location.checksum)
-        if checksums is None:
-            return BlockReadResult(ReadStatus.CORRUPT)
-        return BlockReadResult(ReadStatus.OK, checksums)
+        for read, landed in zip(run.reads, parts[1::2], strict=True):
+            if landed is self._scratch.block:
+                read.into[:num_bytes] = landed[:num_bytes]
+
+    def _verified(self, read: BlockRead, header: Bytes, status: ReadStatus) -> BlockReadResult:
+        """Check a block that arrived where its reader will use it."""
+        if status is not ReadStatus.OK:
+            return BlockReadResult(status)
+        checksums = verify_record(self.layout, header, read.into, read.key, read.location.checksum)
+        return BlockReadResult(ReadStatus.CORRUPT if checksums is None else status, checksums or ())
 
     # Writing
 

@@ -16,7 +16,7 @@ from tests.kvstore.kv_blocks import PLENTY_S
 
 
 def job(queued_s=0.0):
-    return Job(lambda argument: argument, None, _Batch(1), queued_s)
+    return Job(lambda argument: argument, None, _Batch(), queued_s)
 
 
 @pytest.fixture
@@ -198,3 +198,18 @@ def test_an_io_priority_holds_for_the_calling_thread_alone():
     in_background(lower).join(PLENTY_S)
     assert done == [True, 2 << 13 | 7]
     assert ioprio_get() == before != done[1]
+
+
+def test_the_caller_sees_each_job_as_it_ends_while_others_still_run(threads):
+    gate, seen = Gate(), []
+
+    def work(number):
+        return gate(number) if number == 3 else number
+
+    def look(job):
+        seen.append(job.result)
+        if len(seen) == 3:
+            gate.may_end.set()
+
+    jobs = threads.run_reads(work, range(4), PLENTY_S, look)
+    assert sorted(seen) == [job.result for job in jobs] == [0, 1, 2, 3]
