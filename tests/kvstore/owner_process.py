@@ -15,6 +15,7 @@ from kvstore.open_transport import TransportSpec, open_region_server
 from kvstore.staging import StagingHandle, StagingMemory
 from kvstore.transport import RegionHandle
 from kvstore.transport_config import TransportConfig
+from tests.kvstore.stopped_process import stop_process
 
 ANSWER_DEADLINE_S = 60.0
 TOKEN = JobToken(b"the token of the transport tests")
@@ -51,7 +52,7 @@ class OwnerProcess:
     def stop(self) -> None:
         """SIGSTOP: it is there, and does nothing."""
         assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        stop_process(self._process.pid)
 
     def go_on(self) -> None:
         assert self._process.pid is not None

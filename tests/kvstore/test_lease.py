@@ -10,6 +10,7 @@ import pytest
 from kvstore.files import PosixFiles
 from kvstore.lease import BEATS_PER_TTL, DirectoryLease, LeaseFile, LeaseRecord, Succession
 from kvstore.process_identity import Process
+from tests.kvstore.stopped_process import stop_process
 
 TTL_S = 10.0
 DEADLINE_S = 60.0
@@ -378,7 +379,7 @@ def test_a_stopped_holder_is_superseded_and_knows_it_when_it_goes_on(tmp_path, r
         assert holder.confirms()
         other = real_lease(ttl_s)
         wait_until(lambda: holder.confirms() and not other.held)
-        holder.signal(signal.SIGSTOP)
+        stop_process(holder.process.pid)
         wait_until(lambda: other.held)
         holder.signal(signal.SIGCONT)
         assert not holder.confirms()

@@ -23,6 +23,7 @@ from tests.kvstore.kv_blocks import (
     write_all,
 )
 from tests.kvstore.mooncake_cluster import MooncakeCluster, MooncakeUnderTest, skip_without_mooncake
+from tests.kvstore.stopped_process import stop_process
 
 OK, MISSING = ReadStatus.OK, ReadStatus.MISSING
 MISSES = {MISSING, ReadStatus.FAILED, ReadStatus.TIMED_OUT}
@@ -122,7 +123,7 @@ def test_a_killed_master_makes_misses_in_time_and_a_new_one_is_joined(own_cluste
 def test_a_stopped_master_makes_misses_in_time_and_says_when_slots_are_safe(own_cluster):
     store = own_cluster.store(SMALL, "writer")
     locations = write_all(store, [make_write(SMALL, number) for number in range(20)])
-    own_cluster.master.send_signal(signal.SIGSTOP)
+    stop_process(own_cluster.master.pid)
     results = miss_everything(store, locations)
     assert {result.status for result in results} == {ReadStatus.TIMED_OUT}
     assert not any(result.settled.is_set() for result in results[:16])

@@ -17,6 +17,7 @@ from kvstore.prefix_index import PrefixIndex
 from kvstore.ssd_store import SsdStore
 from kvstore.store_owner import SHARE_OF_FREE, StoreOwner
 from tests.kvstore.kv_blocks import LAYOUTS, SMALL, make_write, write_all
+from tests.kvstore.stopped_process import stop_process
 
 W0, W1 = WeightsId("w0"), WeightsId("w1")
 DEADLINE_S = 60.0
@@ -278,7 +279,7 @@ def test_an_owner_that_was_stopped_removes_nothing_once_another_has_taken_over(d
         assert pipe.recv() is True
         second = directory.owner(ttl_s=1.5)
         directory.segment("w0.v.000001.kv", 10)
-        os.kill(process.pid, signal.SIGSTOP)
+        stop_process(process.pid)
         pipe.send(["w0.v.000001.kv"])
         wait_until(lambda: second.holds_lease)
         os.kill(process.pid, signal.SIGCONT)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.kvstore.stopped_process import stop_process
 from tests.kvstore.test_crash_points import read_back
 
 DEADLINE_S = 60.0
@@ -72,7 +73,7 @@ def test_a_writer_killed_again_and_again_loses_nothing_it_was_told_of(tmp_path: 
 def test_a_stopped_process_does_not_hold_up_another_on_the_same_directory(tmp_path: Path) -> None:
     with running(tmp_path, "a", 0) as stopped, running(tmp_path, "b", 10_000) as other:
         wait_until(lambda: len(stopped.told) >= 8 and len(other.told) >= 8, "both write")
-        stopped.process.send_signal(signal.SIGSTOP)
+        stop_process(stopped.process.pid)
         seen = len(other.told)
         wait_until(lambda: len(other.told) >= seen + 80, "the other process goes on")
         before = len(stopped.told)
