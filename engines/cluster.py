@@ -235,7 +235,7 @@ async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[N
         node_id, role = engine_ids[engine_id]
         await engine.connect(
             handles[node_id],
-            cluster.nodes[node_id],
+            cluster.nodes,
             cluster.scheduler,
             cluster.decode_engines,
             regions,

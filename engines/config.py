@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+ReadPlanName = Literal["basic", "dual", "split", "alternate"]
 ABORT_SLACK_S = 5.0
 """For the messages to and fro."""
 
@@ -95,8 +96,10 @@ class EnginesConfig:
 class SchedulerConfig:
     """How turns are placed and how long they may wait."""
 
-    read_plan: Literal["basic"]
-    """Which side reads a prompt's hit: `basic` reads all of it on the prefill side."""
+    read_plan: ReadPlanName
+    """Which side reads a prompt's hit. `basic`: the prefill side, all of it. `dual`: the side whose node has
+    less left to read, all of it. `split`: both at once, in shares such that both finish together.
+    `alternate`: the two sides in turn."""
     place_deadline_s: float
     """Longest a turn waits for engines and buffers before it counts as failed."""
     pending_deadline_s: float

@@ -12,7 +12,7 @@ not answer stays so.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from engines.errors import RequestRefused
@@ -90,8 +90,8 @@ class Loan:
     """Its own slots."""
     shared: list[tuple[BlockKey, SlotId]] = field(default_factory=list)
     """Blocks in the prefill node's DRAM that it uses."""
-    settled: set[SlotId] = field(default_factory=set)
-    """Prefill slots whose late reads have settled before anybody said that they were late."""
+    settled: set[tuple[NodeId, SlotId]] = field(default_factory=set)
+    """Slots whose late reads have settled before anybody said that they were late."""
 
     @property
     def over(self) -> bool:
@@ -105,10 +105,9 @@ class Loan:
 
     def read_blocks(self) -> Iterator[tuple[BlockKey, SlotId]]:
         """The hit's blocks that were read from storage into own slots on the prefill node."""
-        blocks = [(part.side, block.key) for part in self.placement.read_plan for block in part.blocks]
-        for slot, (side, key) in zip(self.placement.prefill_slots, blocks, strict=True):
+        for side, slot, block in self.placement.hit_blocks():
             if side is ReadSide.PREFILL:
-                yield key, slot
+                yield block.key, slot
 
 
 class Loans:
@@ -236,16 +235,15 @@ class Loans:
         self._nodes[node_id].pool.give_back(returning)
         self._drop_if_over(loan)
 
-    def take_back(self, loan: Loan, late: Collection[SlotId] = ()) -> None:
-        """Free all that the turn has; `late` prefill slots only when their reads have settled."""
-        node_id = loan.placement.prefill_node
-        node = self._nodes[node_id]
-        still_late = loan.slots[node_id].intersection(late) - loan.settled
-        node.pool.quarantine(still_late)
-        node.late |= still_late
-        loan.slots[node_id] -= still_late
-        for other_id, slots in loan.slots.items():
-            self._nodes[other_id].pool.give_back(slots)
+    def take_back(self, loan: Loan, lost: Iterable[LostBlock] = ()) -> None:
+        """Free all that the turn has; slots of `lost` blocks that are late only when they have settled."""
+        late = {(loan.placement.read_node(block.side), block.slot) for block in lost if block.late}
+        for node_id, slots in loan.slots.items():
+            node = self._nodes[node_id]
+            still_late = {slot for slot in slots if (node_id, slot) in late - loan.settled}
+            node.pool.quarantine(still_late)
+            node.late |= still_late
+            node.pool.give_back(slots - still_late)
         loan.slots.clear()
         self._unshare(loan)
         self._drop_if_over(loan)
@@ -272,8 +270,9 @@ class Loans:
         node.late -= free
         node.pool.release_quarantined(free)
         for loan in self._loans.values():
-            if loan.prefilling and loan.placement.prefill_node == node_id:
-                loan.settled |= loan.slots[node_id].intersection(slots)
+            if loan.prefilling:
+                own = loan.slots.get(node_id, set()).intersection(slots)
+                loan.settled |= {(node_id, slot) for slot in own}
 
     def drop_from_dram(self, node_id: NodeId, blocks: Iterable[LostBlock]) -> None:
         """These blocks are not what was kept; who uses their slots now will find out."""

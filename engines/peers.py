@@ -36,6 +36,8 @@ class SchedulerPeer(Protocol):
 
     async def submit(self, request: TurnRequest) -> Placement: ...
 
+    async def reads_done(self, request_id: RequestId, side: ReadSide) -> None: ...
+
     async def prefilled(self, request_id: RequestId) -> None: ...
 
     async def release_slots(self, request_id: RequestId, slots: Sequence[SlotId]) -> None: ...
@@ -56,7 +58,7 @@ class SchedulerPeer(Protocol):
 
 
 class NodePeer(Protocol):
-    """A node agent, as the engines of its node call it."""
+    """A node agent, as the engines of its node call it; prefill engines have others read for them too."""
 
     async def load(
         self, loads: Sequence[BlockLoad], side: ReadSide, deadline_s: float

@@ -2,7 +2,8 @@
 
 It keeps no KV. The hit blocks of a prompt pass through HBM one layer at a time, and what the decode engine's
 node lacks is written into that node's staging memory as each layer ends (DualPath, arXiv 2602.21548,
-section 4.1). The decode engine gets the turn once its node holds the whole prompt.
+section 4.1). Blocks that the plan has read on the decode side are read by that node into its own slots and
+fetched from there. The decode engine gets the turn once its node holds the whole prompt.
 
 A turn here: reading (event loop) -> ready -> computing (engine loop) -> handing over (event loop).
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from engines.engine import Engine, EngineParts
@@ -37,10 +39,8 @@ from engines.types import (
     PrefillJob,
     ReadSide,
     RequestId,
-    SlotId,
 )
 from kvstore.errors import TransferError
-from kvstore.prefix_index import IndexedBlock
 from kvstore.staging import StagingHandle
 from kvstore.store import BlockReadResult, ReadStatus
 from kvstore.transport import RegionHandle
@@ -72,20 +72,23 @@ class PrefillEngine(Engine):
         self._running: list[_Ready] = []
         self._turns: dict[RequestId, asyncio.Task[FirstToken | HitLost]] = {}
         self._aborted: set[RequestId] = set()
+        self._unanswered: set[RequestId] = set()
+        """Turns with a node that was to read for them and gave no answer: it may still write."""
+        self._telling: set[asyncio.Task[None]] = set()
         self._num_reading = 0
         self._peak_resident_layers = 0
 
     async def connect(
         self,
         staging: StagingHandle,
-        node: NodePeer,
+        nodes: Mapping[NodeId, NodePeer],
         scheduler: SchedulerPeer,
         decode_engines: Mapping[EngineId, DecodePeer],
         regions: Mapping[NodeId, RegionHandle],
     ) -> None:
         """Join the cluster and begin to serve. `staging` is the own node's memory."""
         self._map(staging)
-        self._node = node
+        self._nodes = nodes
         self._scheduler = scheduler
         self._decode_engines = decode_engines
         self._regions = regions
@@ -113,6 +116,9 @@ class PrefillEngine(Engine):
             await asyncio.wait([turn], timeout=self._config.step_deadline_s)
         if turn is not None and not turn.done():
             raise EngineFailed(f"{self._engine_id} could not end {request_id}")
+        if request_id in self._unanswered:
+            self._unanswered.discard(request_id)
+            raise EngineFailed(f"a node that was to read for {request_id} did not answer")
 
     async def peak_resident_layers(self) -> int:
         """Most layers of hit KV that were ever in HBM at once."""
@@ -153,17 +159,52 @@ class PrefillEngine(Engine):
             raise EngineFailed(f"{request_id} was aborted")
 
     async def _load(self, job: PrefillJob) -> tuple[BlockReadResult, ...]:
+        """Have both sides read at once; returns when neither reads any more. Results are in block order."""
+        blocks = list(job.placement.hit_blocks())
+        if not blocks:
+            return ()
+        here = [index for index, (side, _, _) in enumerate(blocks) if side is not ReadSide.DECODE]
+        there = [index for index, (side, _, _) in enumerate(blocks) if side is ReadSide.DECODE]
         loads = [
             BlockLoad(slot, block.key, None if side is ReadSide.DRAM else block.location)
-            for slot, side, block in _hit_slots(job.placement)
+            for side, slot, block in blocks
         ]
-        if not loads:
-            return ()
         self._num_reading += 1
         try:
-            return await self._node.load(loads, ReadSide.PREFILL, self._config.step_deadline_s)
+            both = await asyncio.gather(
+                self._load_side(job.placement, ReadSide.PREFILL, [loads[index] for index in here]),
+                self._load_side(job.placement, ReadSide.DECODE, [loads[index] for index in there]),
+                return_exceptions=True,  # one side's failure does not end the other side's reads
+            )
         finally:
             self._num_reading -= 1
+        results: dict[int, BlockReadResult] = {}
+        for indices, side_results in zip((here, there), both, strict=True):
+            if isinstance(side_results, BaseException):
+                raise side_results
+            results.update(zip(indices, side_results, strict=True))
+        return tuple(results[index] for index in range(len(blocks)))
+
+    async def _load_side(
+        self, placement: Placement, side: ReadSide, loads: Sequence[BlockLoad]
+    ) -> tuple[BlockReadResult, ...]:
+        if not loads:
+            return ()
+        node = self._nodes[placement.read_node(side)]
+        try:
+            results = await node.load(loads, side, self._config.step_deadline_s)
+        except EngineFailed:
+            self._unanswered.add(placement.request_id)
+            raise
+        if any(load.location is not None for load in loads):
+            telling = self._events.create_task(self._tell_reads_done(placement.request_id, side))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+        return results
+
+    async def _tell_reads_done(self, request_id: RequestId, side: ReadSide) -> None:
+        with suppress(EngineFailed):  # the scheduler is gone: others will say so
+            await self._scheduler.reads_done(request_id, side)
 
     async def _hit_lost(self, job: PrefillJob, lost: dict[int, LostBlock]) -> HitLost:
         """The first bad block ends the hit, and the attempt; the next one will not find those that failed."""
@@ -252,7 +293,7 @@ class PrefillEngine(Engine):
             self._traffic,
             buffers,
             shape,
-            [self._feed_row(ready.job) for ready in batch],
+            [self._feed_row(ready) for ready in batch],
             self._config.step_deadline_s,
         )
         try:
@@ -261,19 +302,25 @@ class PrefillEngine(Engine):
         finally:
             feed.finish()
         self._peak_resident_layers = max(self._peak_resident_layers, feed.peak_resident_layers)
-        compute_s = time.monotonic() - started_s - feed.load_wait_s - feed.send_wait_s
+        moving_s = feed.load_wait_s + feed.fetch_wait_s + feed.send_wait_s
+        compute_s = time.monotonic() - started_s - moving_s
         for index, ready in enumerate(batch):
             phases = PhaseSeconds(
                 queue=started_s - ready.since_s,
                 kv_load=feed.load_wait_s,
                 prefill=compute_s,
-                kv_transfer=feed.send_wait_s,
+                kv_transfer=feed.fetch_wait_s + feed.send_wait_s,
             )
             self._resolve(ready, _Computed(sampled[index], _checksums(ready, feed, index), phases))
 
-    def _feed_row(self, job: PrefillJob) -> FeedRow:
-        placement = job.placement
-        return FeedRow(placement.prefill_slots, placement.decode_slots, self._regions[placement.decode_node])
+    def _feed_row(self, ready: _Ready) -> FeedRow:
+        placement = ready.job.placement
+        return FeedRow(
+            tuple(None if side is ReadSide.DECODE else slot for side, slot, _ in placement.hit_blocks()),
+            ready.hit_checksums,
+            placement.decode_slots,
+            self._regions[placement.decode_node],
+        )
 
     def _spec(self, job: PrefillJob) -> SampleSpec:
         return SampleSpec(job.sample_id, len(job.earlier_ids), job.sampling, self._job_seed)
@@ -306,19 +353,12 @@ class PrefillEngine(Engine):
         self._events.call_soon_threadsafe(set_exceptions)
 
 
-def _hit_slots(placement: Placement) -> Iterator[tuple[SlotId, ReadSide, IndexedBlock]]:
-    """The hit's blocks in order, each with its slot on the prefill node and where it comes from."""
-    blocks = [(part.side, block) for part in placement.read_plan for block in part.blocks]
-    for slot, (side, block) in zip(placement.prefill_slots, blocks, strict=True):
-        yield slot, side, block
-
-
 def _lost_blocks(job: PrefillJob, results: Sequence[BlockReadResult]) -> dict[int, LostBlock]:
     """By their place in the prompt, the hit's blocks that cannot be used."""
-    hits = zip(_hit_slots(job.placement), results, strict=True)
+    hits = zip(job.placement.hit_blocks(), results, strict=True)
     return {
         index: LostBlock(block.key, slot, side, late=result.status is ReadStatus.TIMED_OUT)
-        for index, ((slot, side, block), result) in enumerate(hits)
+        for index, ((side, slot, block), result) in enumerate(hits)
         if result.status is not ReadStatus.OK
     }
 

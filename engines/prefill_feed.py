@@ -10,15 +10,18 @@ have ended when `finish` returns, so the buffers' memory may then go to what com
 
     new KV of a layer       HBM buffer -> decode node's slots
     hit read on this side   own node's slots -> decode node's slots, and -> HBM buffer
+    hit read on that side   decode node's slots -> HBM buffer
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,17 +33,29 @@ from kvstore.checksum import checksum
 from kvstore.layout import BlockLayout
 from kvstore.transport import RegionHandle, TransferOp
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class FeedRow:
     """Where one request's KV comes from and goes to."""
 
-    hit_slots: tuple[int, ...]
-    """Own node's slots of the hit blocks, in block order."""
+    hit_slots: tuple[int | None, ...]
+    """Own node's slots of the hit blocks, in block order; None: the block was read into its decode slot."""
+    hit_checksums: tuple[tuple[int, ...], ...]
+    """Per hit block: CRC32C of each layer."""
     decode_slots: tuple[int, ...]
     """Decode node's slots of the whole prompt, in block order."""
     region: RegionHandle
     """The decode node's staging memory."""
+
+    def runs(self) -> Iterator[tuple[bool, range]]:
+        """The hit as runs of blocks that lie on one side; true: on the own node's."""
+        start = 0
+        for is_own, same in groupby(slot is not None for slot in self.hit_slots):
+            stop = start + len(list(same))
+            yield is_own, range(start, stop)
+            start = stop
 
 
 class PrefillFeed:
@@ -62,27 +77,29 @@ class PrefillFeed:
         self._layout: BlockLayout = traffic.staging.layout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefill-feed")
         self._stream = torch.cuda.Stream(buffers[0].device) if buffers[0].is_cuda else None
-        self._loads: dict[int, Future[None]] = {}
+        self._loads: dict[int, Future[float]] = {}
         self._sends: list[Future[None]] = []
         # [row][decode slot][layer]: CRC32C of the new tokens' bytes
         self.checksums: list[list[list[int]]] = [[[] for _ in row.decode_slots] for row in rows]
         self.resident_layers: set[int] = set()
         self.peak_resident_layers = 0
         self.send_wait_s = 0.0
-        self._host_wait_s = 0.0
-        self._stalls: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._waits: list[tuple[float, float]] = []
+        """Per load: seconds the compute waited for it, and seconds it fetched from another node."""
+        self._stalls: list[tuple[torch.cuda.Event, torch.cuda.Event, float]] = []
+        """On a GPU, the same as events at both ends of the wait."""
         # The compute stream zeroes the buffers, and may still be at work for whoever had their memory before.
         self._loads[0] = self._thread.submit(self._load, 0, self._compute_event())
 
     def load(self, layer: int) -> Tensor:
         computed = self._compute_event()
         started_s = time.monotonic()
-        self._result(self._loads.pop(layer))
+        fetched_s = self._result(self._loads.pop(layer))
         arrived = self._compute_event()
         if computed is None or arrived is None:
-            self._host_wait_s += time.monotonic() - started_s
+            self._waits.append((time.monotonic() - started_s, fetched_s))
         else:
-            self._stalls.append((computed, arrived))
+            self._stalls.append((computed, arrived, fetched_s))
         if layer + 1 < self._layout.num_layers:
             self._loads[layer + 1] = self._thread.submit(self._load, layer + 1, computed)
         return self._buffers[layer % 2]
@@ -102,15 +119,28 @@ class PrefillFeed:
 
     @property
     def load_wait_s(self) -> float:
-        """Seconds the compute stood still for want of hit KV; asked for once the batch is computed.
+        """Seconds the compute stood still for want of hit KV of the own node."""
+        return sum(wait_s - min(wait_s, fetched_s) for wait_s, fetched_s in self._all_waits())
+
+    @property
+    def fetch_wait_s(self) -> float:
+        """Seconds the compute stood still for want of hit KV of another node.
+
+        A load fetches last, so the end of a wait for it is its fetch.
+        """
+        return sum(min(wait_s, fetched_s) for wait_s, fetched_s in self._all_waits())
+
+    def _all_waits(self) -> list[tuple[float, float]]:
+        """Asked for once the batch is computed.
 
         A GPU lags behind the host, so there the compute stream's waiting counts and not the host's.
         """
-        return self._host_wait_s + sum(ready.elapsed_time(go) for ready, go in self._stalls) / 1000
+        stalls = [(ready.elapsed_time(go) / 1000, fetched_s) for ready, go, fetched_s in self._stalls]
+        return self._waits + stalls
 
-    def _result(self, future: Future[None]) -> None:
+    def _result(self, future: Future[T]) -> T:
         try:
-            future.result(self._deadline_s)
+            return future.result(self._deadline_s)
         except FutureTimeout:
             raise EngineFailed(f"moving a layer's KV took over {self._deadline_s} s") from None
 
@@ -122,19 +152,44 @@ class PrefillFeed:
         event.record()
         return event
 
-    def _load(self, layer: int, computed: torch.cuda.Event | None) -> None:
+    def _load(self, layer: int, computed: torch.cuda.Event | None) -> float:
+        """Returns the seconds that other nodes' blocks took to arrive."""
         self.resident_layers.discard(layer - 2)
         self.resident_layers.add(layer)
         self.peak_resident_layers = max(self.peak_resident_layers, len(self.resident_layers))
         with torch.cuda.stream(self._stream):
             if self._stream is not None and computed is not None:
                 self._stream.wait_event(computed)
-            for buffer, row, hit in zip(
-                self._buffers[layer % 2], self._rows, self._shape.hit_tokens, strict=True
-            ):
-                self._traffic.load_layer(buffer[:hit], row.hit_slots, layer)
+            for buffer, row in zip(self._buffers[layer % 2], self._rows, strict=True):
+                self._load_own(buffer, row, layer)
+            fetching_s = time.monotonic()
+            for buffer, row in zip(self._buffers[layer % 2], self._rows, strict=True):
+                self._fetch(buffer, row, layer)
+            fetched_s = time.monotonic() - fetching_s
             if self._stream is not None:
                 self._stream.synchronize()
+        return fetched_s
+
+    def _load_own(self, buffer: Tensor, row: FeedRow, layer: int) -> None:
+        for is_own, blocks in row.runs():
+            if is_own:
+                slots = [slot for slot in row.hit_slots[blocks.start : blocks.stop] if slot is not None]
+                self._traffic.load_layer(self._tokens(buffer, blocks), slots, layer)
+
+    def _fetch(self, buffer: Tensor, row: FeedRow, layer: int) -> None:
+        for is_own, blocks in row.runs():
+            if not is_own:
+                self._traffic.fetch(
+                    self._tokens(buffer, blocks),
+                    row.region,
+                    [self._offset(row.decode_slots[block], layer) for block in blocks],
+                    [row.hit_checksums[block][layer] for block in blocks],
+                    self._deadline_s,
+                )
+
+    def _tokens(self, buffer: Tensor, blocks: range) -> Tensor:
+        step = self._layout.block_tokens
+        return buffer[blocks.start * step : blocks.stop * step]
 
     def _send(self, layer: int, computed: torch.cuda.Event | None) -> None:
         with torch.cuda.stream(self._stream):
@@ -151,7 +206,9 @@ class PrefillFeed:
         staging = self._traffic.staging
         pairs = zip(row.hit_slots, row.decode_slots, strict=False)
         return [
-            TransferOp(staging.layer_block(own, layer), self._offset(theirs, layer)) for own, theirs in pairs
+            TransferOp(staging.layer_block(own, layer), self._offset(theirs, layer))
+            for own, theirs in pairs
+            if own is not None
         ]
 
     def _new_ops(self, index: int, row: FeedRow, host: Tensor, layer: int) -> list[TransferOp]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from engines.config import SchedulerConfig
 from engines.errors import PlacementTimeout, RequestRefused
 from engines.loans import Loan, Loans
-from engines.scheduling import read_plan
+from engines.read_planner import ReadPlanner
 from engines.scheduling.placement import choose_decode, choose_prefill
 from engines.store_keeper import StoreKeeper
 from engines.turn_queue import TurnQueue, WaitingTurn
@@ -62,6 +62,7 @@ class Scheduler:
         self._index = PrefixIndex() if keeper is None else keeper.index
         self._layout: BlockLayout | None = None
         self._loans = Loans()
+        self._reads = ReadPlanner(config.read_plan)
         self._queue = TurnQueue()
         self._paused = False
         self._changed = asyncio.Event()
@@ -72,6 +73,7 @@ class Scheduler:
     async def register_node(self, node_id: NodeId, num_slots: int, layout: BlockLayout) -> None:
         """A node's staging memory is at the scheduler's disposal."""
         self._loans.add_node(node_id, num_slots, self._dram_bytes // layout.slot_bytes)
+        self._reads.add_node(node_id, layout.block_tokens)
         self._layout = layout
 
     async def register_engine(self, info: EngineInfo, reserve_slots: int) -> tuple[SlotId, ...]:
@@ -99,6 +101,14 @@ class Scheduler:
         finally:
             self._queue.leave(request.request_id)
             self._place()
+
+    async def reads_done(self, request_id: RequestId, side: ReadSide) -> None:
+        """This side has read the turn's blocks: they are in its node's read queue no more.
+
+        One message a turn and side, which the turn does not wait for. A turn that is prefilled or ends says
+        it too, so one that is late or lost only keeps a queue long for a while.
+        """
+        self._reads.end(request_id, side)
 
     async def prefilled(self, request_id: RequestId) -> None:
         """The prefill engine is done: its slots and its share of load come back."""
@@ -129,7 +139,7 @@ class Scheduler:
             self._loans.drop_from_dram(loan.placement.prefill_node, in_dram)
             self._end(loan)
             self._forget_new_keys(loan)
-            self._loans.take_back(loan, late=[block.slot for block in lost if block.late])
+            self._loans.take_back(loan, lost)
         self._place()
 
     async def settled(self, node_id: NodeId, slots: Sequence[SlotId]) -> None:
@@ -211,6 +221,7 @@ class Scheduler:
         """Raise AssertionError unless books agree."""
         self._index.check()
         self._loans.check()
+        self._reads.check()
 
     async def close(self) -> None:
         """Let go of the store. Idempotent."""
@@ -275,7 +286,8 @@ class Scheduler:
         if prefill is None or decode is None:
             return None
         hit = self._hit(request)
-        plan = read_plan.basic(hit, self._loans.in_dram(prefill.node_id, (block.key for block in hit)))
+        in_dram = self._loans.in_dram(prefill.node_id, (block.key for block in hit))
+        plan = self._reads.plan(hit, prefill.node_id, decode.node_id, in_dram)
         num_decode = -(-request.prompt_tokens // self._block_tokens)
         slots = self._loans.reserve(plan, prefill.node_id, decode.node_id, num_decode)
         if slots is None:
@@ -298,6 +310,7 @@ class Scheduler:
         loan = self._loans.lend(placement, request.context_tokens, request.keys[len(hit) :])
         self._index.expect(loan.new_keys, placement.weights_id)
         self._index.pin(loan.segments)
+        self._reads.begin(placement)
         return placement
 
     def _hit(self, request: TurnRequest) -> tuple[IndexedBlock, ...]:
@@ -323,6 +336,7 @@ class Scheduler:
 
     def _end_prefill(self, loan: Loan) -> None:
         self._loans.end_prefill(loan)
+        self._reads.end(loan.placement.request_id, *ReadSide)
         self._index.unpin(loan.segments)
 
     def _forget_new_keys(self, loan: Loan) -> None:

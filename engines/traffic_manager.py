@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from engines.model.runner import ModelRunner
+from kvstore.checksum import checksum
+from kvstore.errors import TransferError
 from kvstore.staging import StagingHandle, StagingMemory
 from kvstore.traffic import TrafficClass
 from kvstore.transport import RegionHandle, TransferOp, Transport
@@ -93,6 +95,35 @@ class TrafficManager:
         """Write the ops' bytes into another node's staging memory."""
         self._transport.write(region, ops, TrafficClass.KV, deadline_s)
         self._count(Hop.ENGINE_TO_ENGINE, sum(op.local.nbytes for op in ops))
+
+    def fetch(
+        self,
+        destination: Tensor,
+        region: RegionHandle,
+        offsets: Sequence[int],
+        checksums: Sequence[int],
+        deadline_s: float,
+    ) -> None:
+        """Read one layer of whole blocks, at `offsets` of another node's staging memory, into `destination`.
+
+        It is [blocks * block_tokens, elements]. Raises TransferError if a layer's CRC32C is not the one of
+        `checksums`: nobody else would see a bit that flipped on the way.
+        """
+        on_cpu = self._device.type == "cpu"
+        host = destination if on_cpu else torch.empty_like(destination, device="cpu", pin_memory=True)
+        parts = host.view(torch.uint8).view(len(offsets), -1).numpy()
+        ops = [TransferOp(part, offset) for part, offset in zip(parts, offsets, strict=True)]
+        self._transport.read(region, ops, TrafficClass.KV, deadline_s)
+        self._count(Hop.ENGINE_TO_ENGINE, host.nbytes)
+        for op, expected in zip(ops, checksums, strict=True):
+            if checksum(op.local) != expected:
+                raise TransferError(
+                    f"KV fetched from byte {op.remote_offset} of {region.node_id}'s staging memory is not "
+                    "what was read into it"
+                )
+        if not on_cpu:
+            destination.copy_(host, non_blocking=True)
+            self._count(Hop.HOST_TO_DEVICE, host.nbytes)
 
     def by_hop(self) -> dict[str, int]:
         """Bytes moved so far by hop, all classes."""

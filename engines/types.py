@@ -7,7 +7,7 @@ Everything here is frozen and picklable; it crosses process boundaries. Token id
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
@@ -194,11 +194,24 @@ class Placement:
     """Prefill node's slots of the blocks that come from there, in the order of the read plan. Those of
     ReadSide.DRAM are shared with other turns and only read."""
     decode_slots: tuple[SlotId, ...]
-    """Decode node's slots for the whole prompt, in block order: it is assembled there."""
+    """Decode node's slots for the whole prompt, in block order: it is assembled there. Blocks of
+    ReadSide.DECODE are read into theirs."""
     weights_version: int
     weights_id: WeightsId
     waited: PhaseSeconds
     """queue, buffer_wait and persist_wait before the placement."""
+
+    def read_node(self, side: ReadSide) -> NodeId:
+        """The node whose slots the blocks of this side of the read plan lie in."""
+        return self.decode_node if side is ReadSide.DECODE else self.prefill_node
+
+    def hit_blocks(self) -> Iterator[tuple[ReadSide, SlotId, IndexedBlock]]:
+        """The hit's blocks in order, each with where it comes from and its slot on that side's node."""
+        prefill_slots = iter(self.prefill_slots)
+        for part in self.read_plan:
+            for index, block in enumerate(part.blocks, part.start_block):
+                on_decode = part.side is ReadSide.DECODE
+                yield part.side, self.decode_slots[index] if on_decode else next(prefill_slots), block
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +280,7 @@ class LostBlock:
 
     key: BlockKey
     slot: SlotId
-    """Of the prefill node."""
+    """Of the decode node if it was read there, else of the prefill node."""
     side: ReadSide
     late: bool
     """Its read is still on its way and may write into the slot until the node says that it has settled."""

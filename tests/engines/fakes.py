@@ -145,7 +145,10 @@ class FullStore(GatedStore):
 
 
 class FaultyTransport:
-    """A transport whose next writes can be made to wait, to fail, or to arrive with one bit flipped."""
+    """A transport whose next writes can be made to wait, to fail, or to arrive with one bit flipped.
+
+    Reads fail, and their bits flip, on their own account.
+    """
 
     def __init__(self) -> None:
         self.gate = Gate()
@@ -155,6 +158,10 @@ class FaultyTransport:
         self.flip_op: int | None = None
         """Flip a bit of this op of the next write."""
         self.most_in_flight = 0
+        self.reads = Gate()
+        self.num_reads_to_fail = 0
+        self.flip_read = False
+        """Flip a bit of the next read."""
         self._transport: Transport | None = None
         self._in_flight = 0
         self._changed = threading.Condition()
@@ -166,7 +173,15 @@ class FaultyTransport:
     def read(
         self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float
     ) -> None:
-        raise AssertionError("nobody reads from another node yet")
+        assert self._transport is not None
+        self.reads.pass_through()
+        if self.num_reads_to_fail > 0:
+            self.num_reads_to_fail -= 1
+            raise TransferError("the cable is out")
+        self._transport.read(region, ops, traffic_class, deadline_s)
+        if self.flip_read:
+            self.flip_read = False
+            ops[-1].local[ops[-1].local.nbytes // 2] ^= 0x10
 
     def write(
         self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from engines.config import SchedulerConfig
+from engines.config import ReadPlanName, SchedulerConfig
 from engines.scheduler import Scheduler
 from engines.types import (
     AnnouncedBlock,
@@ -70,7 +70,7 @@ class Bench:
 
     def new_keys(self, placement: Placement) -> tuple[BlockKey, ...]:
         """Prompt blocks the turn makes."""
-        return self.requests[placement.request_id].keys[len(placement.prefill_slots) :]
+        return self.requests[placement.request_id].keys[placement.hit_tokens // LAYOUT.block_tokens :]
 
     async def end(self, placement: Placement) -> None:
         """What the engines and the client say when all goes well."""
@@ -88,10 +88,12 @@ class Bench:
         await self.scheduler.hit_lost(RequestId("somebody"), lost)
 
 
-async def open_bench(pending_deadline_s: float = 5.0, dram_slots: int = 0) -> Bench:
+async def open_bench(
+    pending_deadline_s: float = 5.0, dram_slots: int = 0, read_plan: ReadPlanName = "basic"
+) -> Bench:
     clock = Clock()
     config = SchedulerConfig(
-        "basic", place_deadline_s=5, pending_deadline_s=pending_deadline_s, max_attempts=1
+        read_plan, place_deadline_s=5, pending_deadline_s=pending_deadline_s, max_attempts=1
     )
     scheduler = Scheduler(
         config,
@@ -116,11 +118,12 @@ def on_a_bench(
     pending_deadline_s: float = 5.0,
     quarantined: int = 0,
     dram_slots: int = 0,
+    read_plan: ReadPlanName = "basic",
 ) -> None:
     """Run a test; on the way out the books agree and every slot is free, quarantined or keeps a block."""
 
     async def run() -> None:
-        bench = await open_bench(pending_deadline_s, dram_slots)
+        bench = await open_bench(pending_deadline_s, dram_slots, read_plan)
         await play(bench)
         await settle()
         bench.scheduler.check()

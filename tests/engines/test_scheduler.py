@@ -727,3 +727,75 @@ def test_a_turn_that_fails_before_its_hand_over_leaves_nothing_in_dram() -> None
         assert (await bench.scheduler.figures())["dram_slots"] == 0
 
     on_a_bench(play, dram_slots=4)
+
+
+# Reads on the decode side -----------------------------------------------------------------------
+
+
+def test_blocks_read_on_the_decode_side_take_no_prefill_slots() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 28))
+        placement = await bench.place(turn("first", 30))
+        assert sides_of(placement) == [(ReadSide.PREFILL, 4), (ReadSide.DECODE, 3)]
+        assert (len(placement.prefill_slots), len(placement.decode_slots)) == (4, 8)
+        slots = [slot for _, slot, _ in placement.hit_blocks()]
+        assert slots == [*placement.prefill_slots, *placement.decode_slots[4:7]]
+        await bench.end(placement)
+
+    on_a_bench(play, read_plan="split")
+
+
+def test_a_late_read_on_the_decode_side_sets_that_nodes_slot_aside_until_it_settles() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 28))
+        placement = await bench.place(turn("first", 30))
+        side, slot, block = list(placement.hit_blocks())[5]
+        assert side is ReadSide.DECODE
+        lost = [LostBlock(block.key, slot, side, late=True)]
+        await bench.scheduler.settled(PREFILL, [slot])  # another node's slot of that number
+        await bench.scheduler.hit_lost(placement.request_id, lost)
+        assert (await bench.scheduler.figures())["quarantined_slots"] == 1
+        assert (await bench.scheduler.figures())["lost_blocks"] == 1
+        await bench.scheduler.settled(PREFILL, [slot])
+        assert (await bench.scheduler.figures())["quarantined_slots"] == 1
+        await bench.scheduler.settled(placement.decode_node, [slot])
+
+    on_a_bench(play, read_plan="split")
+
+
+def test_a_read_on_the_decode_side_that_settles_before_it_is_called_late_sets_nothing_aside() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 28))
+        placement = await bench.place(turn("first", 30))
+        side, slot, block = list(placement.hit_blocks())[5]
+        await bench.scheduler.settled(placement.decode_node, [slot])
+        await bench.scheduler.hit_lost(placement.request_id, [LostBlock(block.key, slot, side, late=True)])
+
+    on_a_bench(play, read_plan="split")
+
+
+def test_only_what_was_read_on_the_prefill_side_is_kept_in_its_memory() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 28))
+        await bench.end(await bench.place(turn("first", 30)))
+        assert (await bench.scheduler.figures())["dram_slots"] == 4
+        second = await bench.place(turn("second", 30))
+        assert sides_of(second) == [(ReadSide.DRAM, 4), (ReadSide.PREFILL, 2), (ReadSide.DECODE, 1)]
+        await bench.end(second)
+
+    on_a_bench(play, read_plan="split", dram_slots=7)
+
+
+def test_dual_reads_on_the_other_side_until_it_hears_that_the_first_has_read() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 12))
+        first = await bench.place(turn("first", 14))
+        second = await bench.place(turn("second", 14))
+        assert [sides_of(p) for p in (first, second)] == [[(ReadSide.PREFILL, 3)], [(ReadSide.DECODE, 3)]]
+        await bench.scheduler.reads_done(first.request_id, ReadSide.PREFILL)
+        third = await bench.place(turn("third", 14))
+        assert sides_of(third) == [(ReadSide.PREFILL, 3)]
+        for placement in (first, second, third):
+            await bench.end(placement)
+
+    on_a_bench(play, read_plan="dual")
