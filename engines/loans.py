@@ -274,6 +274,10 @@ class Loans:
                 own = loan.slots.get(node_id, set()).intersection(slots)
                 loan.settled |= {(node_id, slot) for slot in own}
 
+    def num_late(self, node_id: NodeId) -> int:
+        """Slots of the node that wait for a late read to settle."""
+        return len(self._nodes[node_id].late)
+
     def drop_from_dram(self, node_id: NodeId, blocks: Iterable[LostBlock]) -> None:
         """These blocks are not what was kept; who uses their slots now will find out."""
         node = self._nodes[node_id]

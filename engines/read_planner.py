@@ -28,6 +28,7 @@ class ReadPlanner:
         self._finished: Counter[NodeId] = Counter()
         self._reading: dict[RequestId, dict[ReadSide, tuple[NodeId, int]]] = {}
         """Per placed turn and side: the node that reads, and its tokens."""
+        self._late: dict[NodeId, int] = {}
         self._num_planned = 0
         self._block_tokens = 1
 
@@ -37,8 +38,15 @@ class ReadPlanner:
         self._block_tokens = block_tokens
 
     def queue_tokens(self, node_id: NodeId) -> int:
-        """Tokens of placed turns that the node has not finished reading."""
-        return self._queues.tokens(node_id)
+        """Tokens that the node has not finished reading: for placed turns, and too late for others."""
+        return self._queues.tokens(node_id) + self._late.get(node_id, 0) * self._block_tokens
+
+    def set_late(self, node_id: NodeId, num_blocks: int) -> None:
+        """The node still reads so many blocks that nobody waits for any more.
+
+        So a turn that lost them is not sent to the same side at once, to lose half of what is left.
+        """
+        self._late[node_id] = num_blocks
 
     def plan(
         self,
@@ -93,5 +101,5 @@ class ReadPlanner:
 
     def _load(self, node_id: NodeId, block_bytes: int) -> SideLoad:
         """Any rate will do that is the same for all."""
-        queue_blocks = self._queues.tokens(node_id) / self._block_tokens
+        queue_blocks = self.queue_tokens(node_id) / self._block_tokens
         return SideLoad(queue_blocks * block_bytes, bytes_per_s=1.0)

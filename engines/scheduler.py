@@ -140,11 +140,14 @@ class Scheduler:
             self._end(loan)
             self._forget_new_keys(loan)
             self._loans.take_back(loan, lost)
+            for node_id in (loan.placement.prefill_node, loan.placement.decode_node):
+                self._reads.set_late(node_id, self._loans.num_late(node_id))
         self._place()
 
     async def settled(self, node_id: NodeId, slots: Sequence[SlotId]) -> None:
         """Late reads have ended: nobody writes into these slots of the node any more."""
         self._loans.settled(node_id, slots)
+        self._reads.set_late(node_id, self._loans.num_late(node_id))
         self._place()
 
     async def finish(self, request_id: RequestId, *, resolved: bool = True) -> None:

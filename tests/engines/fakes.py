@@ -162,6 +162,8 @@ class FaultyTransport:
         self.num_reads_to_fail = 0
         self.flip_read = False
         """Flip a bit of the next read."""
+        self.region_read = ""
+        """The node that was last read from."""
         self._transport: Transport | None = None
         self._in_flight = 0
         self._changed = threading.Condition()
@@ -174,6 +176,7 @@ class FaultyTransport:
         self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float
     ) -> None:
         assert self._transport is not None
+        self.region_read = region.node_id
         self.reads.pass_through()
         if self.num_reads_to_fail > 0:
             self.num_reads_to_fail -= 1

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from engines.config import ReadPlanName
 from engines.errors import PlacementTimeout, RequestRefused
 from engines.types import LostBlock, Placement, ReadSide, RequestId
 from tests.engines.scheduler_bench import (
@@ -761,6 +762,34 @@ def test_a_late_read_on_the_decode_side_sets_that_nodes_slot_aside_until_it_sett
         await bench.scheduler.settled(placement.decode_node, [slot])
 
     on_a_bench(play, read_plan="split")
+
+
+@pytest.mark.parametrize("read_plan", ["dual", "split"])
+def test_a_turn_that_lost_late_blocks_is_read_on_the_other_side_until_they_settle(
+    read_plan: ReadPlanName,
+) -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 12))
+        await bench.store(keys_of(1, 12))
+        other = await bench.place(turn("other", 14, conversation=1))  # dual: on the prefill side
+        first = await bench.place(turn("first", 14))
+        await bench.end(other)
+        late = [
+            LostBlock(block.key, slot, side, late=True)
+            for side, slot, block in first.hit_blocks()
+            if side is ReadSide.DECODE
+        ]
+        await bench.scheduler.hit_lost(first.request_id, late)
+        await bench.store(keys_of(0, 12))
+        again = await bench.place(turn("again", 5))
+        assert sides_of(again) == [(ReadSide.PREFILL, 1)]
+        await bench.scheduler.settled(first.decode_node, [block.slot for block in late])
+        after = await bench.place(turn("after", 5))
+        assert sides_of(after) == [(ReadSide.DECODE, 1)]
+        await bench.end(again)
+        await bench.end(after)
+
+    on_a_bench(play, read_plan=read_plan)
 
 
 def test_a_read_on_the_decode_side_that_settles_before_it_is_called_late_sets_nothing_aside() -> None:
