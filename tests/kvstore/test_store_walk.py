@@ -108,7 +108,8 @@ class StoreWalk(RuleBasedStateMachine):
         for write, location in zip(writes, locations, strict=True):
             assert location is not None, side.store.caching_stopped
             side.index.announce(write.key, location, self.weights_id, write.parent)
-        assert self.match(side, context).num_blocks == known + len(writes)
+        # More than was written, where blocks that an eviction had orphaned are within reach again.
+        assert self.match(side, context).num_blocks >= known + len(writes)
 
     @rule(which=sides, context=contexts)
     def read(self, which, context):

@@ -138,7 +138,8 @@ def test_new_weights_sample_and_old_kv_is_never_hit(
     version = backend.weights_version + 1
     backend.update_weights(version, model.named_parameters())
     trajectories = backend.generate(TASKS)
-    assert all(t.turns[0].hit_tokens == 0 for t in trajectories[:1])
+    # Whichever turn was placed first found nothing; the ones after it may hit what it stored.
+    assert any(trajectory.turns[0].hit_tokens == 0 for trajectory in trajectories)
     for trajectory in trajectories:
         segment = trajectory.segments[0]
         assert set(segment.weights_versions) == {NO_VERSION, version}
