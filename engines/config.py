@@ -5,29 +5,15 @@ The values live in conf/. Whoever builds one of these is told at once which fiel
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
+
+from engines.bounds import require_above, require_at_least
+from engines.scheduling.settings import SchedulingSettings
 
 ReadPlanName = Literal["basic", "dual", "split", "alternate"]
 ABORT_SLACK_S = 5.0
 """For the messages to and fro."""
-
-
-def require_at_least(config: object, minimum: float, *names: str) -> None:
-    """Raise ValueError naming the first of the fields that is set and not finite and >= minimum."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not minimum <= value < math.inf:
-            raise ValueError(f"{name} must be >= {minimum}, got {value}")
-
-
-def require_above(config: object, minimum: float, *names: str) -> None:
-    """Raise ValueError naming the first of the fields that is set and not finite and > minimum."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not minimum < value < math.inf:
-            raise ValueError(f"{name} must be > {minimum} and finite, got {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +79,8 @@ class EnginesConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """How turns are placed and how long they may wait."""
+class SchedulerConfig(SchedulingSettings):
+    """How turns are placed and how long they may wait: the policy's settings, and the scheduler's own."""
 
     read_plan: ReadPlanName
     """Which side reads a prompt's hit. `basic`: the prefill side, all of it. `dual`: the side whose node has
@@ -109,6 +95,8 @@ class SchedulerConfig:
     """Times a turn is tried before its trajectory ends with an engine error."""
 
     def __post_init__(self) -> None:
+        # Not super(): a class with slots is made anew, and super() would look for the one before.
+        SchedulingSettings.__post_init__(self)
         require_above(self, 0, "place_deadline_s")
         require_at_least(self, 0, "pending_deadline_s")
         require_at_least(self, 1, "max_attempts")

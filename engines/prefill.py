@@ -166,8 +166,8 @@ class PrefillEngine(Engine):
         here = [index for index, (side, _, _) in enumerate(blocks) if side is not ReadSide.DECODE]
         there = [index for index, (side, _, _) in enumerate(blocks) if side is ReadSide.DECODE]
         loads = [
-            BlockLoad(slot, block.key, None if side is ReadSide.DRAM else block.location)
-            for side, slot, block in blocks
+            BlockLoad(index, slot, block.key, None if side is ReadSide.DRAM else block.location)
+            for index, (side, slot, block) in enumerate(blocks)
         ]
         self._num_reading += 1
         try:

@@ -247,6 +247,8 @@ class HitLost:
 class BlockLoad:
     """Read one block into a slot of the node's staging memory, or see that it is there already."""
 
+    block: int
+    """Its place in the prompt."""
     slot: SlotId
     key: BlockKey
     location: BlockLocation | None
@@ -284,6 +286,57 @@ class LostBlock:
     side: ReadSide
     late: bool
     """Its read is still on its way and may write into the slot until the node says that it has settled."""
+
+
+BlockSpan = tuple[int, int]
+"""Blocks [start, end) of a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadReads:
+    """What a node was told to read for a turn and has not begun."""
+
+    request_id: RequestId
+    side: ReadSide
+    spans: tuple[BlockSpan, ...]
+    """In the order they will be read."""
+    ahead_bytes: int
+    """Bytes that the node reads before the first of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReport:
+    """What a node has read since it started, and what it has not begun; totals only grow."""
+
+    node_id: NodeId
+    finished_tokens: int
+    """Of blocks read from the store, failed, or given up."""
+    read_bytes: int
+    busy_s: float
+    """Seconds in which there was something to read."""
+    unread: tuple[UnreadReads, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOrder:
+    """The answer to a report: give up what you have not begun of these blocks; the other side reads it."""
+
+    request_id: RequestId
+    to_side: ReadSide
+    spans: tuple[BlockSpan, ...]
+    slots: tuple[SlotId, ...]
+    """To ReadSide.PREFILL: a slot of the prefill node for each block of `spans`. Else empty: the decode
+    node has a slot for every prompt block."""
+
+
+@dataclass(frozen=True, slots=True)
+class MovedBlock:
+    """A block of a turn's hit that was read on another side than its placement says."""
+
+    block: int
+    """Its place in the prompt."""
+    side: ReadSide
+    slot: SlotId
 
 
 @dataclass(frozen=True, slots=True)

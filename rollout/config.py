@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from engines.config import EnginesConfig, SchedulerConfig, require_above, require_at_least
+from engines.bounds import require_above, require_at_least
+from engines.config import EnginesConfig, SchedulerConfig
 from engines.types import SamplingParams
 from kvstore.config import StoreConfig
 from kvstore.transport_config import TransportConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.config import require_above, require_at_least
+from engines.bounds import require_above, require_at_least
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ CONFIG_MODULES = (
     "kvstore/config.py",
     "kvstore/mooncake_config.py",
     "engines/config.py",
+    "engines/scheduling/settings.py",
     "rollout/config.py",
     "rollout/trainer_config.py",
     "rollout/warm_start_config.py",

@@ -14,10 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engines.scheduling.read_sides import SideLoad, prefill_share
-from engines.types import ReadSide
-
-BlockSpan = tuple[int, int]
-"""Blocks [start, end) of a prompt."""
+from engines.types import BlockSpan, ReadSide
 
 
 @dataclass(frozen=True, slots=True)

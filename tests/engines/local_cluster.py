@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from engines.cluster import ClusterSpec, EngineCluster, Spawn, start_cluster
-from engines.config import EnginesConfig, SchedulerConfig
+from engines.config import EnginesConfig
 from engines.types import NodeId, Weights
 from kvstore.config import StoreConfig
 from kvstore.job_token import JobToken
 from kvstore.keys import WeightsId
 from kvstore.open_transport import TransportSpec
 from kvstore.transport_config import TransportConfig
+from tests.engines.scheduling.turns import scheduler_config
 
 ENGINES = EnginesConfig(
     kind="transformers",
@@ -37,7 +38,7 @@ ENGINES = EnginesConfig(
     step_deadline_s=30.0,
     start_deadline_s=60.0,
 )
-SCHEDULER = SchedulerConfig(read_plan="basic", place_deadline_s=30.0, pending_deadline_s=10.0, max_attempts=3)
+SCHEDULER = scheduler_config(place_deadline_s=30.0, pending_deadline_s=10.0, max_attempts=3)
 STORE = StoreConfig(
     kind="ssd",
     path=None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from engines.config import ReadPlanName, SchedulerConfig
+from engines.config import ReadPlanName
 from engines.scheduler import Scheduler
 from engines.types import (
     AnnouncedBlock,
@@ -31,6 +31,7 @@ from engines.types import (
 from kvstore.keys import BlockKey, KeyChain, WeightsId, chain_root
 from kvstore.layout import BlockLayout, KVFormat, KVGroup
 from kvstore.store import BlockLocation
+from tests.engines.scheduling.turns import scheduler_config
 
 LAYOUT = BlockLayout(KVFormat("float32", 1, (KVGroup("kv", 16),)), block_tokens=4)
 WEIGHTS, NEXT_WEIGHTS = Weights(0, WeightsId("old")), Weights(1, WeightsId("new"))
@@ -92,9 +93,7 @@ async def open_bench(
     pending_deadline_s: float = 5.0, dram_slots: int = 0, read_plan: ReadPlanName = "basic"
 ) -> Bench:
     clock = Clock()
-    config = SchedulerConfig(
-        read_plan, place_deadline_s=5, pending_deadline_s=pending_deadline_s, max_attempts=1
-    )
+    config = scheduler_config(read_plan=read_plan, pending_deadline_s=pending_deadline_s)
     scheduler = Scheduler(
         config,
         prefill_load_limit_tokens=LOAD_LIMIT,

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import pytest
 
 from engines.client import ClientParts, EngineClient
-from engines.config import SchedulerConfig
 from engines.errors import EngineFailed, PlacementTimeout, RequestRefused, TurnFailed
 from engines.types import (
     EngineId,
@@ -30,6 +29,7 @@ from engines.types import (
 )
 from kvstore.keys import BlockKey, WeightsId, chain_root
 from kvstore.layout import BlockLayout, KVFormat, KVGroup
+from tests.engines.scheduling.turns import scheduler_config
 
 LAYOUT = BlockLayout(KVFormat("float32", 1, (KVGroup("kv", 16),)), block_tokens=4)
 OLD, NEW = Weights(0, WeightsId("old")), Weights(1, WeightsId("new"))
@@ -58,7 +58,7 @@ class Cluster:
     """Calls that end an attempt, in order."""
 
     def client(self, max_attempts: int = 3) -> EngineClient:
-        config = SchedulerConfig("basic", 60.0, 5.0, max_attempts)
+        config = scheduler_config(place_deadline_s=60.0, max_attempts=max_attempts)
         engines = ({EngineId("p"): PrefillSide(self)}, {EngineId("d"): DecodeSide(self)})
         abort_deadline_s = 0.05 if self.abort_hangs else 5.0
         parts = ClientParts(self, *engines, config, LAYOUT, OLD, abort_deadline_s=abort_deadline_s)

@@ -47,7 +47,7 @@ class Node:
     ) -> BlockReadResult:
         """Load block `number` into the slot, or see that it is there."""
         location: BlockLocation | None = None if here else self.locations[number - 1]
-        load = BlockLoad(SlotId(slot), key_of(number), location)
+        load = BlockLoad(number, SlotId(slot), key_of(number), location)
         (result,) = await self.agent.load([load], ReadSide.PREFILL, deadline_s)
         return result
 
@@ -102,7 +102,7 @@ def test_a_read_that_failed_leaves_nothing_to_be_found(tmp_path: Path) -> None:
     async def run() -> None:
         async with open_node(tmp_path) as node:
             await node.load(0, 1)
-            lost = BlockLoad(SlotId(0), key_of(1), BlockLocation("w0.gone.000001.kv", 4096, 8192, 0))
+            lost = BlockLoad(1, SlotId(0), key_of(1), BlockLocation("w0.gone.000001.kv", 4096, 8192, 0))
             (result,) = await node.agent.load([lost], ReadSide.PREFILL, PLENTY_S)
             assert result.status is ReadStatus.MISSING
             assert (await node.load(0, 1, here=True)).status is ReadStatus.MISSING
@@ -115,9 +115,9 @@ def test_one_load_may_bring_some_blocks_and_find_others_and_answers_in_order(tmp
         async with open_node(tmp_path) as node:
             await node.load(1, 2)
             loads = [
-                BlockLoad(SlotId(1), key_of(2), None),
-                BlockLoad(SlotId(0), key_of(1), node.locations[0]),
-                BlockLoad(SlotId(2), key_of(2), None),
+                BlockLoad(2, SlotId(1), key_of(2), None),
+                BlockLoad(1, SlotId(0), key_of(1), node.locations[0]),
+                BlockLoad(2, SlotId(2), key_of(2), None),
             ]
             results = await node.agent.load(loads, ReadSide.PREFILL, PLENTY_S)
             assert [r.status for r in results] == [ReadStatus.OK, ReadStatus.OK, ReadStatus.MISSING]

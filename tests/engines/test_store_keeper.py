@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from engines.config import SchedulerConfig
 from engines.scheduler import Scheduler
 from engines.store_keeper import StoreKeeper
 from engines.types import AnnouncedBlock, EngineId, EngineInfo, EngineRole, TurnRequest
@@ -30,12 +29,13 @@ from tests.engines.scheduler_bench import (
     settle,
     turn,
 )
+from tests.engines.scheduling.turns import scheduler_config
 from tests.kvstore.kv_blocks import PLENTY_S, key_of, make_read, make_write, write_all
 
 OURS, OLDER = WEIGHTS.weights_id, WeightsId("older")
 SEGMENT_BYTES = PAGE_BYTES + 2 * record_bytes(LAYOUT)
 CAPACITY_SEGMENTS = 4
-CONFIG = SchedulerConfig("basic", place_deadline_s=5.0, pending_deadline_s=5.0, max_attempts=1)
+CONFIG = scheduler_config()
 
 
 class Directory:

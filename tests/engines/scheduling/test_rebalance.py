@@ -5,8 +5,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engines.scheduling.read_sides import SideLoad, prefill_share
-from engines.scheduling.rebalance import BlockSpan, ReadMove, UnreadBlocks, rebalance
-from engines.types import ReadSide
+from engines.scheduling.rebalance import ReadMove, UnreadBlocks, rebalance
+from engines.types import BlockSpan, ReadSide
 
 BLOCK_BYTES = 1000
 GAIN = 0.25

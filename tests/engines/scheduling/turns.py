@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from engines.config import SchedulerConfig
 from engines.scheduling.cluster_placement import ClusterPlacement
 from engines.scheduling.engine_choice import EnginePair
 from engines.scheduling.engine_group import EngineGroup
@@ -37,6 +38,19 @@ PAPER = SchedulingSettings(
     order_aging_s=10.0,
     load_only_if_faster=False,
 )
+
+
+def scheduler_config(**changes: Any) -> SchedulerConfig:
+    """The scheduler's configuration: the paper's policy, `basic` reads, deadlines that tests can bear."""
+    own: dict[str, Any] = {
+        "read_plan": "basic",
+        "place_deadline_s": 5.0,
+        "pending_deadline_s": 5.0,
+        "max_attempts": 1,
+    }
+    return SchedulerConfig(**(asdict(PAPER) | own | changes))
+
+
 LOAD_LIMIT, READ_LIMIT, KV_TOKENS = 100, 50, 1_000_000
 
 
