@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -25,6 +26,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from engines.errors import EngineFailed
 from engines.types import NodeId
 from rollout.errors import RolloutError, UserError
+from rollout.exchange import Desk, Line
 
 CALL_DEADLINE_S = 3600.0
 """Longest any call may take; callers that know better bring their own deadline."""
@@ -51,17 +53,27 @@ class ActorHost:
     def __init__(self, module: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._object = getattr(import_module(module), name)(*args, **kwargs)
 
+        self._desk = Desk(self._object)
+
+    async def exchange(self, line: str, message: bytes) -> bytes:
+        return await self._desk.exchange(line, message)
+
     async def call(self, method: str, *args: object, **kwargs: object) -> Any:
         result = getattr(self._object, method)(*args, **kwargs)
         return await result if inspect.isawaitable(result) else result
 
 
 class Proxy:
-    """Calls a remote object's methods; picklable. Satisfies the Protocols of engines.peers."""
+    """Calls a remote object's methods; picklable. Satisfies the Protocols of engines.peers.
+
+    Calls made at the same time share messages (rollout.exchange), but for those that are given a value in
+    Ray's object store.
+    """
 
     def __init__(self, handle: Any, name: str) -> None:
         self._handle = handle
         self._name = name
+        self._lines: dict[asyncio.AbstractEventLoop, Line] = {}
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         if method.startswith("_"):
@@ -69,7 +81,7 @@ class Proxy:
 
         async def call(*args: object, **kwargs: object) -> Any:
             try:
-                answer = asyncio.ensure_future(self._handle.call.remote(method, *args, **kwargs))
+                answer = self._send(method, args, kwargs)
                 # Cancelling the caller must not wait for the actor, so the answer is left to itself.
                 answer.add_done_callback(_look_at)
                 # Not wait_for: before Python 3.12 it may swallow a cancellation.
@@ -86,6 +98,27 @@ class Proxy:
 
     def __reduce__(self) -> tuple[type, tuple[Any, str]]:
         return Proxy, (self._handle, self._name)
+
+    def _send(self, method: str, args: tuple[object, ...], kwargs: dict[str, object]) -> asyncio.Future[Any]:
+        if any(isinstance(value, ray.ObjectRef) for value in (*args, *kwargs.values())):
+            direct: asyncio.Future[Any] = asyncio.ensure_future(
+                self._handle.call.remote(method, *args, **kwargs)
+            )
+            return direct
+        return self._line().call(method, args, kwargs)
+
+    def _line(self) -> Line:
+        """To this actor from this event loop."""
+        loop = asyncio.get_running_loop()
+        line = self._lines.get(loop)
+        if line is None:
+            name = uuid.uuid4().hex
+
+            async def send(message: bytes) -> bytes:
+                return cast(bytes, await self._handle.exchange.remote(name, message))
+
+            line = self._lines[loop] = Line(send)
+        return line
 
 
 class RayCluster:

@@ -1,0 +1,181 @@
+"""Many calls between two processes in few messages: calls one way, answers the other.
+
+A message between actors costs about as much as what a scheduler does for a turn, so calls are not sent one
+by one. An exchange brings all calls made since the last one, and returns with all answers that are ready, as
+soon as there is one. The next exchange releases the one that still waits, and until that has come back no
+third one is sent: so a call alone costs one message and no delay, and the busier a line is, the more calls
+share a message. Calls of one line begin in the order in which they were made.
+
+What carries the bytes, and what a lost peer looks like, is the caller's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import pickle
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Send = Callable[[bytes], Awaitable[bytes]]
+_MOST_EXCHANGES = 2
+"""One that waits for answers, and one that is on its way."""
+
+
+class RemoteFailure(Exception):
+    """What a call raised there and cannot be carried here as it is."""
+
+
+class Line:
+    """The calling end; all methods belong to one event loop."""
+
+    def __init__(self, send: Send) -> None:
+        """`send` brings one message to the other end's `Desk.exchange` and returns what that returns."""
+        self._send = send
+        self._unsent: list[bytes] = []
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._num_calls = 0
+        self._exchanges: set[asyncio.Task[None]] = set()
+        self._flush_is_due = False
+
+    @property
+    def num_unanswered(self) -> int:
+        return len(self._answers)
+
+    def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
+        """The call's answer, or what it raised. Raises at once what pickling the arguments raises."""
+        loop = asyncio.get_running_loop()
+        number, self._num_calls = self._num_calls, self._num_calls + 1
+        self._unsent.append(pickle.dumps((number, method, args, kwargs), pickle.HIGHEST_PROTOCOL))
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._answers[number] = answer
+        if not self._flush_is_due:
+            # Not now: what else is called in this turn of the loop goes along.
+            self._flush_is_due = True
+            loop.call_soon(self._flush)
+        return answer
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        if len(self._exchanges) >= _MOST_EXCHANGES or not (self._unsent or self._answers):
+            return
+        if not self._unsent and self._exchanges:
+            return  # the one that waits brings the answers
+        calls, self._unsent = self._unsent, []
+        exchange = asyncio.get_running_loop().create_task(self._exchange(pickle.dumps(calls)))
+        self._exchanges.add(exchange)
+
+    async def _exchange(self, message: bytes) -> None:
+        try:
+            answers = pickle.loads(await self._send(message))
+            for number, is_value, content in answers:
+                self._settle(number, is_value, content)
+        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            self._fail(error)
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            self._exchanges.discard(task)
+            self._flush()
+
+    def _settle(self, number: int, is_value: bool, content: bytes) -> None:
+        answer = self._answers.pop(number, None)
+        if answer is None or answer.done():  # whoever asked has gone
+            return
+        value = pickle.loads(content)
+        if is_value:
+            answer.set_result(value)
+        else:
+            answer.set_exception(value)
+
+    def _fail(self, error: Exception) -> None:
+        """The other end is gone, and with it every answer."""
+        answers, self._answers = self._answers, {}
+        self._unsent.clear()
+        for answer in answers.values():
+            if not answer.done():
+                answer.set_exception(error)
+
+
+@dataclass(slots=True)
+class _Outbox:
+    """Answers for one line that it has not come for yet."""
+
+    answers: list[tuple[int, bool, bytes]] = field(default_factory=list)
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, number: int, is_value: bool, content: bytes) -> None:
+        self.answers.append((number, is_value, content))
+        self.waiting.set()
+
+    def release(self) -> None:
+        """The exchange that waits returns with what there is; the next one waits in its place."""
+        self.waiting.set()
+        self.waiting = asyncio.Event()
+        if self.answers:
+            self.waiting.set()
+
+    def take(self) -> bytes:
+        answers, self.answers = self.answers, []
+        self.waiting.clear()
+        return pickle.dumps(answers)
+
+
+class Desk:
+    """The answering end: calls methods of one object for any number of lines."""
+
+    def __init__(self, served: object) -> None:
+        self._served = served
+        self._outboxes: dict[str, _Outbox] = {}
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def exchange(self, line: str, message: bytes) -> bytes:
+        """Begin the calls; return with answers for `line`, or with none once its next exchange is here."""
+        outbox = self._outboxes.setdefault(line, _Outbox())
+        outbox.release()
+        waiting = outbox.waiting
+        for call in pickle.loads(message):
+            self._begin(outbox, call)
+        await waiting.wait()
+        return outbox.take() if waiting is outbox.waiting else pickle.dumps([])
+
+    def _begin(self, outbox: _Outbox, call: bytes) -> None:
+        number, method, args, kwargs = pickle.loads(call)
+        try:
+            result = getattr(self._served, method)(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - carried to the caller
+            outbox.put(number, False, _pickled_error(error))
+            return
+        if inspect.isawaitable(result):
+            task = asyncio.get_running_loop().create_task(self._await(outbox, number, result))
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+        else:
+            outbox.put(number, *_pickled(result))
+
+    async def _await(self, outbox: _Outbox, number: int, result: Awaitable[Any]) -> None:
+        try:
+            answer = _pickled(await result)
+        except asyncio.CancelledError:
+            answer = False, _pickled_error(RemoteFailure("the call was cancelled there"))
+        except Exception as error:  # noqa: BLE001 - carried to the caller
+            answer = False, _pickled_error(error)
+        outbox.put(number, *answer)
+
+
+def _pickled(value: object) -> tuple[bool, bytes]:
+    try:
+        return True, pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # noqa: BLE001 - carried to the caller
+        return False, _pickled_error(error)
+
+
+def _pickled_error(error: Exception) -> bytes:
+    """The error itself if it comes back as what it was, else its text."""
+    try:
+        content = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
+        pickle.loads(content)
+    except Exception:  # noqa: BLE001 - any class may refuse in its own way
+        return pickle.dumps(RemoteFailure(f"{type(error).__name__}: {error}"))
+    return content
