@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from engines.client import ClientParts
+from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.model.runner import NamedArray
 from engines.node import NodeProcess
@@ -52,6 +53,7 @@ class ClusterSpec:
     """Tells this run's segments and weights from other runs'."""
     weights: Weights
     job_seed: int
+    rates: ClusterConfig
 
 
 @dataclass(slots=True)

@@ -303,6 +303,7 @@ def cluster_spec(
         kvstore=config.kvstore,
         transport=TransportSpec(config.transport, JobToken.draw()),
         model_path=model_path,
+        rates=config.cluster,
         store_directory=store_directory,
         run_id=run_id,
         weights=Weights(0, weights_id),

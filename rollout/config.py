@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from engines.bounds import require_above, require_at_least
+from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.types import SamplingParams
 from kvstore.config import StoreConfig
@@ -156,6 +157,8 @@ class RunConfig:
     """How output tokens are drawn."""
     engines: EnginesConfig
     """The prefill and decode engines."""
+    cluster: ClusterConfig
+    """The links between them and to storage: their rates, where they are limited."""
     kvstore: StoreConfig
     """Where KV blocks live between turns."""
     transport: TransportConfig

@@ -22,6 +22,7 @@ EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 CONFIG_MODULES = (
     "kvstore/config.py",
     "kvstore/mooncake_config.py",
+    "engines/cluster_config.py",
     "engines/config.py",
     "engines/scheduling/settings.py",
     "rollout/config.py",
@@ -112,6 +113,15 @@ def test_a_group_choice_changes_what_it_names():
     assert load_config(["monitor=wandb_online"]).monitor.wandb == "online"
 
 
+@pytest.mark.parametrize(("prefill", "decode"), [(1, 1), (1, 2), (2, 1), (2, 4)])
+def test_a_cluster_preset_sets_nodes_and_rates(prefill, decode):
+    config = load_config([f"cluster={prefill}p{decode}d"])
+    assert (config.engines.prefill_nodes, config.engines.decode_nodes) == (prefill, decode)
+    assert (config.engines.num_prefill_engines, config.engines.num_decode_engines) == (prefill, decode)
+    assert config.cluster.cnic_bytes_per_s == 8 * config.cluster.snic_bytes_per_s
+    assert load_config().cluster.snic_bytes_per_s is None
+
+
 def test_an_override_beats_the_experiment():
     assert load_config(["experiment=tiny_rl", "trainer.steps=2"]).trainer.steps == 2
 
@@ -144,7 +154,7 @@ def test_the_configuration_is_frozen_and_slotted():
     ("overrides", "words"),
     [
         (["task.grop_size=3"], ["task.grop_size", "did you mean task.group_size"]),
-        (["colour=blue"], ["unknown key colour", "job", "seed"]),
+        (["shade=blue"], ["unknown key shade", "job", "seed"]),
         (["+task.colour=blue"], ["unknown key task.colour", "group_size"]),
         (["task.group_size=0"], ["task.group_size", ">= 1", "got 0"]),
         (["task.group_size=two"], ["task.group_size", "integer", "two"]),
@@ -160,6 +170,10 @@ def test_the_configuration_is_frozen_and_slotted():
         (["transport=pigeon"], ["transport=pigeon", "shm, tcp"]),
         (["experiment=none"], ["experiment=none", "smoke, tiny_rl"]),
         (["kvstore.block_tokens=129"], ["kvstore.block_tokens", "1..128", "129"]),
+        (["cluster.snic_bytes_per_s=0"], ["cluster.snic_bytes_per_s", "> 0", "null", "0"]),
+        (["cluster.cnic_bytes_per_s=-5"], ["cluster.cnic_bytes_per_s", "> 0", "-5"]),
+        (["cluster.h2d=fax"], ["cluster.h2d", "'cnic' or 'copy'", "fax"]),
+        (["cluster=3p7d"], ["cluster=3p7d", "1p1d, 1p2d, 2p1d, 2p4d, local"]),
         (["engines.dtype=int4"], ["engines.dtype", "'float32' or 'bfloat16'", "int4"]),
         (["scheduler.read_plan=psychic"], ["scheduler.read_plan", "'basic'", "psychic"]),
         (["sampling.top_p=0"], ["sampling.top_p", "(0, 1]", "0"]),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.cluster import ClusterSpec, EngineCluster, Spawn, start_cluster
+from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig
 from engines.types import NodeId, Weights
 from kvstore.config import StoreConfig
@@ -55,6 +56,7 @@ STORE = StoreConfig(
     refresh_s=30.0,
     mooncake=None,
 )
+NO_LIMITS = ClusterConfig(None, None, None, h2d="copy", traffic_classes=True)
 SHM = TransportSpec(TransportConfig("shm", "127.0.0.1"), JobToken.draw())
 
 
@@ -70,6 +72,7 @@ def cluster_spec(model_path: str, store_directory: Path, **changes: object) -> C
         run_id="test",
         weights=Weights(0, WeightsId("weights-0")),
         job_seed=7,
+        rates=NO_LIMITS,
     )
 
 
