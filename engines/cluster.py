@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from engines.client import ClientParts
 from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig, SchedulerConfig
+from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
 from engines.node import NodeProcess
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess, resolve_device
@@ -54,6 +55,8 @@ class ClusterSpec:
     weights: Weights
     job_seed: int
     rates: ClusterConfig
+    paced: PacedSpec | None = None
+    """What paced engines run, in place of the model at model_path."""
 
 
 @dataclass(slots=True)
@@ -132,7 +135,13 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
     config = replace(spec.engines, device=resolve_device(spec.engines.device))
     engine_ids = _engine_ids(config)
     engine_spec = EngineSpec(
-        config, spec.model_path, spec.kvstore.block_tokens, spec.transport, spec.weights, spec.job_seed
+        config=config,
+        model_path=spec.model_path,
+        block_tokens=spec.kvstore.block_tokens,
+        transport=spec.transport,
+        weights=spec.weights,
+        job_seed=spec.job_seed,
+        paced=spec.paced,
     )
     classes = {EngineRole.PREFILL: PrefillProcess, EngineRole.DECODE: DecodeProcess}
     started = await asyncio.gather(

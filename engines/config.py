@@ -20,8 +20,9 @@ ABORT_SLACK_S = 5.0
 class EnginesConfig:
     """How many engines there are, what runs them, and what one step may take in."""
 
-    kind: Literal["transformers"]
-    """What runs the model: `transformers` is the reference runner."""
+    kind: Literal["transformers", "paced"]
+    """What runs the model. `transformers`: the reference runner. `paced`: no model; computing takes as
+    long as `model_profile` says, and KV is a pattern that is checked wherever it arrives."""
     device: Literal["auto", "cpu", "cuda"]
     """Where the model lies; `auto` takes CUDA devices if the process that starts the engines sees one. Each
     engine has a GPU of its own, or its share of one where there are fewer GPUs than engines."""
@@ -63,6 +64,8 @@ class EnginesConfig:
         require_at_least(self, 1, "prefill_batch_tokens", "prefill_load_limit_tokens")
         require_at_least(self, 1, "decode_kv_bytes", "persist_slots")
         require_above(self, 0, "step_deadline_s", "start_deadline_s")
+        if self.kind == "paced" and self.device != "cpu":
+            raise ValueError(f"device must be cpu where engines.kind=paced, got {self.device}")
 
     @property
     def abort_deadline_s(self) -> float:

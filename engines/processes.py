@@ -14,10 +14,12 @@ import torch
 from engines.config import EnginesConfig
 from engines.decode import DecodeEngine
 from engines.engine import EngineParts
-from engines.model.load import load_model
+from engines.errors import ModelUnsupported
+from engines.model.paced_spec import PacedSpec
+from engines.model.runner import ModelRunner
 from engines.model.tokenizer import load_tokenizer
-from engines.model.transformers_runner import TransformersRunner
 from engines.prefill import PrefillEngine
+from engines.stopping import Decoder
 from engines.types import EngineId, Weights
 from kvstore.open_transport import TransportSpec, open_transport
 
@@ -32,17 +34,26 @@ class EngineSpec:
     transport: TransportSpec
     weights: Weights
     job_seed: int
+    paced: PacedSpec | None = None
+    """What a paced engine runs, in place of the model at model_path."""
 
     def open(self) -> EngineParts:
         """Load the model and open the transport, in this process."""
+        runner, decoder = self._open_model()
         return EngineParts(
             config=self.config,
-            runner=open_runner(self.config, self.model_path, self.block_tokens),
-            decoder=load_tokenizer(self.model_path),
+            runner=runner,
+            decoder=decoder,
             transport=open_transport(self.transport),
             weights=self.weights,
             job_seed=self.job_seed,
         )
+
+    def _open_model(self) -> tuple[ModelRunner, Decoder]:
+        if self.config.kind == "paced":
+            raise ModelUnsupported("paced engines have no runner yet")
+        runner = open_runner(self.config, self.model_path, self.block_tokens)
+        return runner, load_tokenizer(self.model_path)
 
 
 class PrefillProcess(PrefillEngine):
@@ -59,8 +70,12 @@ class DecodeProcess(DecodeEngine):
         super().__init__(engine_id, spec.open())
 
 
-def open_runner(config: EnginesConfig, model_path: str, block_tokens: int) -> TransformersRunner:
+def open_runner(config: EnginesConfig, model_path: str, block_tokens: int) -> ModelRunner:
     """Load the model for inference, with as many torch threads as the configuration gives an engine."""
+    # Not at the top: a paced engine's process need not hold transformers in memory.
+    from engines.model.load import load_model
+    from engines.model.transformers_runner import TransformersRunner
+
     torch.set_num_threads(config.threads)
     # Some images turn TF32 on by an environment variable; float32 means float32 here.
     torch.set_float32_matmul_precision("highest")

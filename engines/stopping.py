@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
+from engines.errors import RequestRefused
 from engines.types import FinishReason, SamplingParams
 
 
@@ -17,6 +18,13 @@ class Decoder(Protocol):
     """The part of a tokenizer that turns ids into text."""
 
     def decode(self, token_ids: list[int]) -> str: ...
+
+
+class IdsOnly:
+    """The decoder of engines that know no text; a turn with stop strings is not for them."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        raise RequestRefused("paced engines know token ids and no text; leave sampling.stop_strings empty")
 
 
 class StopCondition:

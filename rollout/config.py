@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from engines.bounds import require_above, require_at_least
 from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig, SchedulerConfig
+from engines.model.profile import ModelProfile
 from engines.types import SamplingParams
 from kvstore.config import StoreConfig
 from kvstore.transport_config import TransportConfig
@@ -159,6 +160,8 @@ class RunConfig:
     """The prefill and decode engines."""
     cluster: ClusterConfig
     """The links between them and to storage: their rates, where they are limited."""
+    model_profile: ModelProfile | None
+    """What paced engines make of the model: its KV bytes and its times. null: the engines are not paced."""
     kvstore: StoreConfig
     """Where KV blocks live between turns."""
     transport: TransportConfig
@@ -177,6 +180,8 @@ class RunConfig:
         require_at_least(self, 1, "num_agents")
         if not self.run_dir:
             raise ValueError("run_dir must be a folder's path, got an empty text")
+        if self.engines.kind == "paced" and self.model_profile is None:
+            raise ValueError("model_profile must name a profile where engines.kind=paced, got null")
         if self.sampling.max_tokens >= self.task.max_context_tokens:
             raise ValueError(
                 f"sampling.max_tokens must be < task.max_context_tokens="

@@ -24,6 +24,7 @@ CONFIG_MODULES = (
     "kvstore/mooncake_config.py",
     "engines/cluster_config.py",
     "engines/config.py",
+    "engines/model/profile.py",
     "engines/scheduling/settings.py",
     "rollout/config.py",
     "rollout/trainer_config.py",
@@ -55,8 +56,8 @@ def fields_of(module: str) -> list[tuple[str, ast.AnnAssign, ast.stmt | None]]:
 
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_every_choice_of_every_group_loads(group, option):
-    more = ["model.path=null"] if (group, option) == ("model", "warm_start") else []
-    assert isinstance(load_config([f"{group}={option}", *more]), RunConfig)
+    more = {"warm_start": ["model.path=null"], "paced": ["model_profile=dsv32_660b"]}
+    assert isinstance(load_config([f"{group}={option}", *more.get(option, [])]), RunConfig)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -174,6 +175,10 @@ def test_the_configuration_is_frozen_and_slotted():
         (["cluster.cnic_bytes_per_s=-5"], ["cluster.cnic_bytes_per_s", "> 0", "-5"]),
         (["cluster.h2d=fax"], ["cluster.h2d", "'cnic' or 'copy'", "fax"]),
         (["cluster=3p7d"], ["cluster=3p7d", "1p1d, 1p2d, 2p1d, 2p4d, local"]),
+        (["engines=paced"], ["model_profile", "null"]),
+        (["engines=paced", "engines.device=cuda"], ["engines.device", "cpu", "cuda"]),
+        (["model_profile=gpt", "engines=paced"], ["model_profile=gpt", "dsv32_660b"]),
+        (["model_profile=ds_27b", "model_profile.rest_s=[0,-1]"], ["model_profile.rest_s", ">= 0", "-1"]),
         (["engines.dtype=int4"], ["engines.dtype", "'float32' or 'bfloat16'", "int4"]),
         (["scheduler.read_plan=psychic"], ["scheduler.read_plan", "'basic'", "psychic"]),
         (["sampling.top_p=0"], ["sampling.top_p", "(0, 1]", "0"]),
