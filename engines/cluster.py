@@ -17,9 +17,10 @@ from typing import Any, Protocol
 from engines.client import ClientParts
 from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig, SchedulerConfig
+from engines.engine_nics import NicsHandle
 from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
-from engines.node import NodeProcess
+from engines.node import NodeNics, NodeProcess
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess, resolve_device
 from engines.scheduler_process import SchedulerProcess
 from engines.types import EngineId, EngineInfo, EngineRole, NodeBytes, NodeId, TokenCounts, Weights
@@ -161,7 +162,7 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
     async with asyncio.timeout(config.start_deadline_s):
         layouts = await asyncio.gather(*(engine.layout() for engine in engines.values()))
     layout: BlockLayout = layouts[0]
-    nodes = await _start_nodes(spawn, spec, layout, {node for node, _ in engine_ids.values()})
+    nodes = await _start_nodes(spawn, spec, layout, Counter(node for node, _ in engine_ids.values()))
     scheduler = await spawn(
         SchedulerProcess,
         spec.scheduler,
@@ -207,9 +208,9 @@ def _engine_ids(config: EnginesConfig) -> dict[EngineId, tuple[NodeId, EngineRol
 
 
 async def _start_nodes(
-    spawn: Spawn, spec: ClusterSpec, layout: BlockLayout, node_ids: set[NodeId]
+    spawn: Spawn, spec: ClusterSpec, layout: BlockLayout, num_engines: Mapping[NodeId, int]
 ) -> dict[NodeId, Any]:
-    names = sorted(node_ids)
+    names = sorted(num_engines)
     nodes = await asyncio.gather(
         *(
             spawn(
@@ -220,6 +221,7 @@ async def _start_nodes(
                 spec.store_directory,
                 f"{spec.run_id}-{node_id}",
                 spec.transport,
+                NodeNics(spec.rates, num_engines[node_id]),
                 name=f"node-{node_id}",
                 node=node_id,
             )
@@ -237,6 +239,7 @@ async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[N
         await node.connect(cluster.scheduler)
         await cluster.scheduler.register_node(node_id, handles[node_id].num_slots, cluster.layout)
     regions = {node_id: await node.region() for node_id, node in cluster.nodes.items()}
+    await _share_nics(cluster, engine_ids)
     for engine_id, engine in cluster.decode_engines.items():
         node_id, role = engine_ids[engine_id]
         info = EngineInfo(engine_id, node_id, role, kv_tokens=await engine.kv_tokens())
@@ -252,3 +255,18 @@ async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[N
             regions,
         )
         await cluster.scheduler.register_engine(EngineInfo(engine_id, node_id, role), 0)
+
+
+async def _share_nics(
+    cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[NodeId, EngineRole]]
+) -> None:
+    """Let every engine move bytes through the cluster's limited NICs, if it has any."""
+    found = {node_id: await node.limiter() for node_id, node in cluster.nodes.items()}
+    limiters = {node_id: handle for node_id, handle in found.items() if handle is not None}
+    rails: Counter[NodeId] = Counter()
+    for engine_id, engine in {**cluster.prefill_engines, **cluster.decode_engines}.items():
+        node_id, _ = engine_ids[engine_id]
+        if limiters:
+            copies_pass = cluster.spec.rates.h2d == "cnic"
+            await engine.share_nics(NicsHandle(node_id, rails[node_id], limiters, copies_pass))
+        rails[node_id] += 1

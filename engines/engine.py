@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from engines.config import EnginesConfig
 from engines.engine_loop import EngineLoop
+from engines.engine_nics import EngineNics, NicsHandle
 from engines.errors import RequestRefused
 from engines.model.runner import ModelRunner, NamedArray
 from engines.stopping import Decoder
@@ -47,6 +48,7 @@ class Engine(ABC):
         self._transport = parts.transport
         self._weights = parts.weights
         self._job_seed = parts.job_seed
+        self._nics: EngineNics | None = None
         self._traffic: TrafficManager
         self._events: asyncio.AbstractEventLoop
         self._open = ExitStack()
@@ -54,9 +56,14 @@ class Engine(ABC):
         self._failure: str | None = None
         self._loop = EngineLoop(engine_id, self._step, self._fail_all)
 
+    async def share_nics(self, handle: NicsHandle) -> None:
+        """Move bytes no faster than the cluster's limited NICs; before the engine is connected."""
+        self._nics = EngineNics(handle)
+        self._open.callback(self._nics.close)
+
     def _map(self, staging: StagingHandle) -> None:
         """Map the own node's memory and bind to the running event loop; before `self._loop.start()`."""
-        self._traffic = open_traffic_manager(staging, self._transport, self._runner)
+        self._traffic = open_traffic_manager(staging, self._transport, self._runner, self._nics)
         self._open.callback(self._traffic.close)
         self._events = asyncio.get_running_loop()
 

@@ -19,17 +19,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from engines.cluster_config import ClusterConfig
 from engines.peers import SchedulerPeer
 from engines.types import BlockLoad, BlockPersist, NodeBytes, NodeId, ReadSide, SlotId
 from kvstore.checksum import layer_checksums
 from kvstore.config import StoreConfig
 from kvstore.keys import BlockKey, WeightsId
 from kvstore.layout import BlockLayout
+from kvstore.limiter import LimiterHandle, NodeLimiter
 from kvstore.open_store import open_store
 from kvstore.open_transport import TransportSpec, open_region_server
 from kvstore.region_server import RegionServer, SharedMemoryServer
 from kvstore.ssd_store import SsdStore
 from kvstore.staging import StagingHandle, StagingMemory
+from kvstore.storage_traffic import StorageTraffic
 from kvstore.store import (
     BlockLocation,
     BlockRead,
@@ -38,6 +41,8 @@ from kvstore.store import (
     BlockWrite,
     ReadStatus,
 )
+from kvstore.traffic import TrafficClass
+from kvstore.traffic_ledger import STORAGE_HOPS, TrafficLedger
 from kvstore.transport import RegionHandle
 
 BAD_STATUSES = tuple(status for status in ReadStatus if status is not ReadStatus.OK)
@@ -57,6 +62,27 @@ class _Loaded:
     layer_checksums: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class NodeNics:
+    """The NICs that a node is to stand for."""
+
+    rates: ClusterConfig
+    num_cnics: int
+    """One for each engine of the node."""
+
+    def open(self, node_id: NodeId) -> NodeLimiter | None:
+        """None where the cluster limits no NIC."""
+        if self.rates.snic_bytes_per_s is None and self.rates.cnic_bytes_per_s is None:
+            return None
+        return NodeLimiter.create(
+            node_id,
+            snic_bytes_per_s=self.rates.snic_bytes_per_s,
+            cnic_bytes_per_s=self.rates.cnic_bytes_per_s,
+            num_cnics=self.num_cnics,
+            traffic_classes=self.rates.traffic_classes,
+        )
+
+
 class NodeAgent:
     """One node's storage side. Its methods run on one event loop; I/O runs in threads."""
 
@@ -67,14 +93,19 @@ class NodeAgent:
         staging: StagingMemory,
         io_deadline_s: float = math.inf,
         server: RegionServer | None = None,
+        limiter: NodeLimiter | None = None,
     ) -> None:
         """`io_deadline_s` bounds every batch of reads or writes, whatever its caller would wait.
 
-        `server` lets other nodes' engines reach the staging memory; None: they map it.
+        `server` lets other nodes' engines reach the staging memory; None: they map it. `limiter`: the node's
+        NICs where their rates are limited; the agent owns it.
         """
         self._node_id = node_id
         self._io_deadline_s = io_deadline_s
-        self._store = store
+        self._limiter = limiter
+        self._store = StorageTraffic(
+            store, staging.layout, TrafficLedger(), None if limiter is None else limiter.snic
+        )
         self._staging = staging
         self._server = server or SharedMemoryServer()
         self._region = self._server.register(staging)
@@ -156,12 +187,48 @@ class NodeAgent:
         """What the storage side has met since the start, for metrics; they add up over nodes."""
         return {f"bad_blocks/{status.value}": self._bad_reads[status.value] for status in BAD_STATUSES}
 
+    async def storage_traffic(self) -> dict[str, int]:
+        """Bytes that passed the storage NIC since the start, by hop."""
+        return self._store.ledger.by_hop(STORAGE_HOPS)
+
+    # -- NICs of limited rate ------------------------------------------------------------------------
+
+    async def limiter(self) -> LimiterHandle | None:
+        """By which engines share the node's NICs; None: nothing limits them."""
+        return None if self._limiter is None else self._limiter.handle
+
+    async def set_snic_rate(self, bytes_per_s: float | None) -> None:
+        """Of the storage NIC, each way, from the next piece on. Raises ValueError where it cannot be."""
+        if self._limiter is None:
+            raise ValueError(
+                f"{self._node_id} keeps no rates: start it with cluster.snic_bytes_per_s or cnic_bytes_per_s"
+            )
+        self._limiter.snic.set_rate(bytes_per_s)
+
+    async def nic_bytes(self) -> dict[str, int]:
+        """What has passed each of the node's NICs by now, by "snic/in/kv" and the like; empty without limits.
+
+        Exact at any instant: the difference of two looks is what passed in between.
+        """
+        if self._limiter is None:
+            return {}
+        nics = {"snic": self._limiter.snic}
+        nics |= {f"cnic-{rail}": nic for rail, nic in enumerate(self._limiter.cnics)}
+        return {
+            f"{name}/{way}/{traffic_class.value}": lane.use(traffic_class).nbytes
+            for name, nic in nics.items()
+            for way, lane in (("in", nic.inbound), ("out", nic.outbound))
+            for traffic_class in TrafficClass
+        }
+
     async def close(self) -> None:
         self._closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._store.close()
         await asyncio.to_thread(self._server.close)
         self._staging.close()
+        if self._limiter is not None:
+            self._limiter.close()
 
     @property
     def _layout(self) -> BlockLayout:
@@ -259,14 +326,17 @@ class NodeProcess(NodeAgent):
         directory: str,
         writer_id: str,
         transport: TransportSpec,
+        nics: NodeNics,
     ) -> None:
         staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
         store = open_store(config, staging, directory=Path(directory), writer_id=writer_id)
-        super().__init__(node_id, store, staging, config.deadline_s, open_region_server(transport))
+        super().__init__(
+            node_id, store, staging, config.deadline_s, open_region_server(transport), nics.open(node_id)
+        )
 
     async def figures(self) -> dict[str, float]:
         own = await super().figures()
-        if isinstance(self._store, SsdStore):
-            own["direct_io"] = self._store.direct
-            own["caching_stopped"] = self._store.caching_stopped is not None
+        if isinstance(self._store.store, SsdStore):
+            own["direct_io"] = self._store.store.direct
+            own["caching_stopped"] = self._store.store.caching_stopped is not None
         return own

@@ -1,8 +1,9 @@
 """Moves every byte that goes in or out of an engine, and counts it by hop and class.
 
 An engine owns one: host-device copies between its HBM and its node's staging memory, and one-sided moves
-to and from other nodes' staging memory. Storage I/O is the node agent's, which counts its own. Nothing
-here decides what to move.
+to and from other nodes' staging memory. Storage I/O is the node agent's (kvstore.storage_traffic), which
+counts in the same way. Nothing here decides what to move. Where the cluster's NICs have rates, every move
+takes as long as they let it.
 
     layer of a slot in staging memory  [block_tokens, token_elements] of the model's dtype, one address
 """
@@ -10,40 +11,45 @@ here decides what to move.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from engines.engine_nics import EngineNics
 from engines.model.runner import ModelRunner
 from kvstore.checksum import checksum
 from kvstore.errors import TransferError
+from kvstore.limited_transport import LimitedTransport
 from kvstore.staging import StagingHandle, StagingMemory
 from kvstore.traffic import TrafficClass
+from kvstore.traffic_ledger import ENGINE_HOPS, Hop, TrafficLedger
 from kvstore.transport import RegionHandle, TransferOp, Transport
 
 logger = logging.getLogger(__name__)
 
 
-class Hop(StrEnum):
-    """Between which two places bytes moved."""
-
-    HOST_TO_DEVICE = "host_to_device"
-    DEVICE_TO_HOST = "device_to_host"
-    ENGINE_TO_ENGINE = "engine_to_engine"
+_COPY_DEADLINE_S = 600.0
+"""Longest a host-device copy may wait for the compute NIC."""
+_COPIES = (Hop.HOST_TO_DEVICE, Hop.DEVICE_TO_HOST)
 
 
 class TrafficManager:
     """One engine's data paths over its node's staging memory and a transport. Thread-safe."""
 
     def __init__(
-        self, staging: StagingMemory, transport: Transport, dtype: torch.dtype, device: torch.device
+        self,
+        staging: StagingMemory,
+        transport: Transport,
+        dtype: torch.dtype,
+        device: torch.device,
+        nics: EngineNics | None = None,
     ) -> None:
+        """`nics`: those of limited rate that the bytes pass; `transport` knows them. None: no limit."""
         self.staging = staging
-        self.moved_bytes: Counter[tuple[Hop, TrafficClass]] = Counter()
+        self.ledger = TrafficLedger()
+        self._nics = nics
         self._transport = transport
         self._layout = staging.layout
         self._device = device
@@ -125,9 +131,19 @@ class TrafficManager:
             destination.copy_(host, non_blocking=True)
             self._count(Hop.HOST_TO_DEVICE, host.nbytes)
 
+    def model_traffic(self, nbytes: int, deadline_s: float) -> None:
+        """Account for `nbytes` that a collective sends and receives; return when the compute NIC let them by.
+
+        Who makes collectives calls this; on real hardware it only counts. Raises TransferError after the
+        deadline.
+        """
+        if self._nics is not None:
+            self._nics.collective(nbytes, deadline_s)
+        self.ledger.count(Hop.COLLECTIVE, TrafficClass.MODEL, nbytes)
+
     def by_hop(self) -> dict[str, int]:
         """Bytes moved so far by hop, all classes."""
-        return {hop.value: sum(n for (on, _), n in self.moved_bytes.items() if on is hop) for hop in Hop}
+        return self.ledger.by_hop(ENGINE_HOPS)
 
     def close(self) -> None:
         """Unlock the staging memory; all copies must be done. Idempotent."""
@@ -136,12 +152,19 @@ class TrafficManager:
             torch.cuda.cudart().cudaHostUnregister(self.staging.buffer.ctypes.data)
 
     def _count(self, hop: Hop, nbytes: int) -> None:
-        self.moved_bytes[hop, TrafficClass.KV] += nbytes
+        """Account for a move of KV that was made; a host-device copy waits here for the compute NIC."""
+        if self._nics is not None and hop in _COPIES:
+            self._nics.copy(nbytes, _COPY_DEADLINE_S)
+        self.ledger.count(hop, TrafficClass.KV, nbytes)
 
 
-def open_traffic_manager(staging: StagingHandle, transport: Transport, runner: ModelRunner) -> TrafficManager:
-    """Map the node's staging memory for an engine that runs `runner`."""
-    return TrafficManager(StagingMemory.attach(staging), transport, runner.dtype, runner.device)
+def open_traffic_manager(
+    staging: StagingHandle, transport: Transport, runner: ModelRunner, nics: EngineNics | None = None
+) -> TrafficManager:
+    """Map the node's staging memory for an engine that runs `runner`, and share `nics` if there are any."""
+    if nics is not None:
+        transport = LimitedTransport(transport, nics.own, nics.peers)
+    return TrafficManager(StagingMemory.attach(staging), transport, runner.dtype, runner.device, nics)
 
 
 def _pin(staging: StagingMemory, device: torch.device) -> bool:

@@ -98,6 +98,20 @@ class SharedSegment:
         except OSError:
             return False
 
+    def open_descriptor(self) -> int:
+        """A descriptor of the segment that nobody else has, to lock it by; the caller closes it.
+
+        Raises StagingError if its owner is gone.
+        """
+        try:
+            fd = os.open(_descriptor_path(self.region), os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise StagingError(f"{_named(self.region)} is gone: {error}") from error
+        if os.fstat(fd).st_ino != self._inode:
+            os.close(fd)
+            raise StagingError(f"{_named(self.region)} is gone: its descriptor is something else now")
+        return fd
+
     def close(self) -> None:
         """Let go of the segment. Idempotent.
 

@@ -21,7 +21,7 @@ from engines.context import Context
 from engines.decode import DecodeEngine
 from engines.engine import Engine
 from engines.errors import EngineFailed
-from engines.node import NodeAgent, NodeProcess
+from engines.node import NodeAgent, NodeNics, NodeProcess
 from engines.prefill import PrefillEngine
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess
 from engines.types import EngineId, HandOver, NodeId, RequestId, SamplingParams, TurnResult
@@ -77,12 +77,14 @@ class Parts:
         directory: str,
         writer_id: str,
         transport: TransportSpec,
+        nics: NodeNics,
     ) -> NodeAgent:
         staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
         files = self.files.get(node_id)
         store = open_store(config, staging, directory=Path(directory), writer_id=writer_id, files=files)
         server = open_region_server(transport)
-        return NodeAgent(node_id, self.store(store, node_id), staging, config.deadline_s, server)
+        limiter = nics.open(node_id)
+        return NodeAgent(node_id, self.store(store, node_id), staging, config.deadline_s, server, limiter)
 
     def _engine(self, cls: type[Engine], engine_id: EngineId, spec: EngineSpec) -> Engine:
         parts = spec.open()

@@ -63,11 +63,13 @@ def test_the_traffic_managers_count_what_the_blocks_say(name: str, tmp_path: Pat
         "host_to_device": hits * block,
         "device_to_host": 0,
         "engine_to_engine": misses * token + hits * block,
+        "collective": 0,
     }
     assert moved["decode-0-0"] == {
         "host_to_device": copied_in * block,
         "device_to_host": generated * block,
         "engine_to_engine": 0,
+        "collective": 0,
     }
     assert nodes["prefill-0"] == NodeBytes(read_prefill_side=hits * block)
     assert nodes["decode-0"] == NodeBytes(written=persisted * block)
