@@ -9,12 +9,14 @@ connect.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from engines.client import ClientParts
+from engines.cluster_bottleneck import bottleneck
 from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.engine_nics import NicsHandle
@@ -28,6 +30,8 @@ from kvstore.config import StoreConfig
 from kvstore.layout import BlockLayout
 from kvstore.open_transport import TransportSpec
 from kvstore.staging import StagingHandle
+
+logger = logging.getLogger(__name__)
 
 
 class Spawn(Protocol):
@@ -132,6 +136,8 @@ class EngineCluster:
 
 async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
     """Start everything and join it up; raises what a part raised if one cannot start."""
+    if (warning := bottleneck(spec.engines, spec.rates)) is not None:
+        logger.warning(warning)
     # The engines' own processes may see other devices than this one.
     config = replace(spec.engines, device=resolve_device(spec.engines.device))
     engine_ids = _engine_ids(config)

@@ -92,11 +92,12 @@ class NodeLimiter:
     def __init__(self, segment: SharedSegment, num_cnics: int) -> None:
         self.handle = LimiterHandle(segment.region, num_cnics)
         self._segment = segment
-        self._lock = SegmentLock(segment)
+        self.lock = SegmentLock(segment)
+        """Guards all timelines; Lane takes it."""
         num_lanes = 2 * (1 + num_cnics)
         rows = segment.data.view(np.float64)[: num_lanes * ROW_LENGTH].reshape(num_lanes, ROW_LENGTH)
         self._timelines = [NicTimeline(row) for row in rows]
-        lanes = [Lane(timeline, self._lock) for timeline in self._timelines]
+        lanes = [Lane(timeline, self.lock) for timeline in self._timelines]
         nics = [Nic(*lanes[first : first + 2]) for first in range(0, num_lanes, 2)]
         self.snic = nics[0]
         self.cnics = tuple(nics[1:])
@@ -129,7 +130,7 @@ class NodeLimiter:
 
     def close(self) -> None:
         """Let go of it; nobody can attach to an owner's after this. Idempotent."""
-        self._lock.close()
+        self.lock.close()
         self._segment.close()
 
 
