@@ -1,4 +1,4 @@
-"""A one-process cluster whose NICs have rates: the same tokens, and no byte moves that no NIC is charged with.
+"""A one-process cluster whose NICs have rates: the same tokens, and every byte is charged to a NIC.
 
 What is charged is compared with what stores and transports, counted beneath everything else, have moved.
 """

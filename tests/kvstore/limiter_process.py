@@ -28,7 +28,7 @@ class LimiterProcess:
         self.answer()
 
     def carry(self, nbytes: int, start_s: float, deadline_s: float = ANSWER_DEADLINE_S) -> None:
-        """Over the storage NIC, inbound, from time.monotonic() `start_s` on; `answer` says when it was through."""
+        """Over the storage NIC, inbound, from time.monotonic() `start_s` on; `answer`: how much, and when."""
         self._pipe.send(("carry", nbytes, start_s, deadline_s))
 
     def hold_lock(self) -> None:

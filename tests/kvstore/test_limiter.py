@@ -63,13 +63,12 @@ def test_a_process_killed_while_it_moves_bytes_leaves_the_nic_to_the_others(limi
         victim.carry(int(60 * RATE), time.monotonic())
         assert carry_now(lane, int(0.1 * RATE)) == int(0.1 * RATE)
         victim.kill()
-        # Alone it is through in 0.2 s; sharing with the dead one it would take twice as long.
-        moved, end_s = int(0.2 * RATE), time.monotonic() + 60
+        moved = int(0.2 * RATE)
         before = limiter.snic.inbound.use(KV).nbytes
         assert carry_now(lane, moved) == moved
         passed = limiter.snic.inbound.use(KV).nbytes - before
+        # The dead one's last piece, at most; alive it would have had half of the NIC.
         assert passed <= moved + 2 * limiter.snic.inbound.piece_bytes()
-        assert time.monotonic() < end_s
 
 
 def test_a_killed_holder_of_the_lock_leaves_it_free(limiter):
@@ -101,7 +100,6 @@ def test_threads_of_one_process_share_a_nic_too(limiter):
 def test_bytes_that_would_come_after_the_deadline_are_neither_waited_for_nor_charged(limiter):
     carried = carry_now([limiter.snic.inbound], int(100 * RATE), deadline_s=0.2)
     assert 0 < carried <= 0.21 * RATE
-    # One more piece may have been on its way when MODEL traffic or a late waking made it late; here none is.
     assert limiter.snic.inbound.use(KV).nbytes == carried
 
 
