@@ -26,7 +26,8 @@ Row = npt.NDArray[np.float64]
 MODEL_SHARE = 0.99
 """Of the NIC, while KV waits."""
 BURST_S = 0.002
-"""An idle NIC carries this much at once: who waits for one move before the next wakes late in between."""
+"""An idle NIC carries this much KV at once: who waits for one move before the next wakes late in between.
+MODEL traffic is waited for and counts in latency, so it always takes its time."""
 _PIECE_S = 0.008
 _LEAST_PIECE_BYTES = 64 << 10
 
@@ -103,7 +104,8 @@ class NicTimeline:
             start_s = max(float(row[first + _FREE_S]), since_s)
             finish_s = start_s + service_s / MODEL_SHARE
         else:
-            start_s = max(kv_free_s, float(row[prior + _FREE_S]), since_s - BURST_S)
+            saved_s = BURST_S if traffic_class is TrafficClass.KV else 0.0
+            start_s = max(kv_free_s, float(row[prior + _FREE_S]), since_s - saved_s)
             finish_s = start_s + service_s
         if finish_s > latest_s:
             return None

@@ -59,6 +59,12 @@ def test_model_traffic_goes_first_and_pushes_back_kv_that_waits():
     assert nic.due(kv) == pytest.approx(before_s + 0.1)
 
 
+@pytest.mark.parametrize("classes", [True, False])
+def test_model_traffic_takes_its_time_on_an_idle_nic_too(classes):
+    nic = timeline(classes=classes)
+    assert nic.due(book(nic, 100, MODEL)) == pytest.approx(NOW + 0.1)
+
+
 def test_kv_keeps_its_percent_of_a_nic_full_of_model_traffic():
     nic = timeline()
     kv = book(nic, 10, KV)
