@@ -43,7 +43,7 @@ from engines.types import (
     RequestId,
     SlotId,
 )
-from kvstore.checksum import layer_checksums
+from kvstore.checksum import damaged_blocks, layer_checksums
 from kvstore.keys import BlockKey, block_key
 from kvstore.staging import StagingHandle
 
@@ -163,14 +163,20 @@ class DecodeEngine(Engine):
 
     def _verify(self, turn: HandOver) -> None:
         """Compare every prompt byte in the slots with the checksums it was sent with."""
-        staging = self._traffic.staging
-        for block, slot in enumerate(turn.placement.decode_slots):
-            count = self._layout.tokens_in_block(block, turn.prompt_tokens)
-            found = layer_checksums(self._layout, staging.slot(slot), count)
-            if found != turn.slot_checksums[block]:
-                raise EngineFailed(
-                    f"block {block} of {turn.placement.request_id} arrived damaged in slot {slot}"
-                )
+        layout, staging, slots = self._layout, self._traffic.staging, turn.placement.decode_slots
+        num_whole = turn.prompt_tokens // layout.block_tokens
+        sums, tail_sums = turn.slot_checksums[:num_whole], turn.slot_checksums[num_whole:]
+        places = [staging.offset(slot) for slot in slots[:num_whole]]
+        damaged = damaged_blocks(layout, staging.buffer, places, sums)
+        for block, expected in enumerate(tail_sums, num_whole):
+            count = layout.tokens_in_block(block, turn.prompt_tokens)
+            if layer_checksums(layout, staging.slot(slots[block]), count) != expected:
+                damaged.append(block)
+        if damaged:
+            block = damaged[0]
+            raise EngineFailed(
+                f"block {block} of {turn.placement.request_id} arrived damaged in slot {slots[block]}"
+            )
 
     def _arrive(self, turn: HandOver) -> _Running:
         running = _Running(
@@ -253,8 +259,7 @@ class DecodeEngine(Engine):
 
     def _copy_in(self, running: _Running) -> None:
         slots = running.turn.placement.decode_slots
-        for block, slot in zip(running.table, slots, strict=False):
-            self._traffic.load_block(self._kv[:, block], slot)
+        self._traffic.load_blocks(self._kv, running.table[: len(slots)], slots)
         self._traffic.wait_for_copies()
         running.copied_s = time.monotonic()
         request_id = running.request_id

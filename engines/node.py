@@ -59,7 +59,7 @@ class _Loaded:
     """What was read into a slot."""
 
     key: BlockKey
-    layer_checksums: tuple[int, ...]
+    layer_checksums: bytes
 
 
 @dataclass(frozen=True, slots=True)

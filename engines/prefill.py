@@ -51,14 +51,14 @@ _NAP_S = 0.001
 @dataclass(frozen=True, slots=True)
 class _Computed:
     sampled: Sampled
-    slot_checksums: tuple[tuple[int, ...], ...]
+    slot_checksums: tuple[bytes, ...]
     phases: PhaseSeconds
 
 
 @dataclass(slots=True)
 class _Ready:
     job: PrefillJob
-    hit_checksums: tuple[tuple[int, ...], ...]
+    hit_checksums: tuple[bytes, ...]
     done: asyncio.Future[_Computed]
     since_s: float
 
@@ -212,7 +212,7 @@ class PrefillEngine(Engine):
         keys = tuple(block.key for block in lost.values())
         return HitLost(hit_tokens=min(lost) * self._layout.block_tokens, lost_keys=keys)
 
-    async def _compute(self, job: PrefillJob, hit_checksums: tuple[tuple[int, ...], ...]) -> _Computed:
+    async def _compute(self, job: PrefillJob, hit_checksums: tuple[bytes, ...]) -> _Computed:
         if self._failure is not None:
             raise EngineFailed(self._failure)
         done: asyncio.Future[_Computed] = self._events.create_future()
@@ -320,6 +320,7 @@ class PrefillEngine(Engine):
             ready.hit_checksums,
             placement.decode_slots,
             self._regions[placement.decode_node],
+            hit_sent=False,
         )
 
     def _spec(self, job: PrefillJob) -> SampleSpec:
@@ -363,8 +364,6 @@ def _lost_blocks(job: PrefillJob, results: Sequence[BlockReadResult]) -> dict[in
     }
 
 
-def _checksums(ready: _Ready, feed: PrefillFeed, index: int) -> tuple[tuple[int, ...], ...]:
+def _checksums(ready: _Ready, feed: PrefillFeed, index: int) -> tuple[bytes, ...]:
     """Per decode slot: the store's checksums for hit blocks, the feed's for new ones."""
-    num_hit = len(ready.hit_checksums)
-    new = (tuple(layers) for layers in feed.checksums[index][num_hit:])
-    return ready.hit_checksums + tuple(new)
+    return (*ready.hit_checksums, *feed.new_checksums(index))

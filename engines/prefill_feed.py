@@ -23,15 +23,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engines.errors import EngineFailed
 from engines.model.runner import BatchShape
+from engines.remote_blocks import RemoteBlocks
 from engines.traffic_manager import TrafficManager
-from kvstore.checksum import checksum
+from kvstore.checksum import Sums, pack_sums
 from kvstore.layout import BlockLayout
-from kvstore.transport import RegionHandle, TransferOp
+from kvstore.transport import Offsets, RegionHandle, TransferList
 
 T = TypeVar("T")
 
@@ -41,13 +43,16 @@ class FeedRow:
     """Where one request's KV comes from and goes to."""
 
     hit_slots: tuple[int | None, ...]
-    """Own node's slots of the hit blocks, in block order; None: the block was read into its decode slot."""
-    hit_checksums: tuple[tuple[int, ...], ...]
-    """Per hit block: CRC32C of each layer."""
+    """Own node's slots of the hit blocks, in block order; None: the block lies in its decode slot, read into
+    it or computed by an earlier chunk of the prompt."""
+    hit_checksums: tuple[bytes, ...]
+    """Per hit block: its layer sums."""
     decode_slots: tuple[int, ...]
-    """Decode node's slots of the whole prompt, in block order."""
+    """Decode node's slots of the prompt up to where this batch computes it, in block order."""
     region: RegionHandle
     """The decode node's staging memory."""
+    hit_sent: bool
+    """The decode node has the own node's hit blocks already: an earlier chunk of the prompt sent them."""
 
     def runs(self) -> Iterator[tuple[bool, range]]:
         """The hit as runs of blocks that lie on one side; true: on the own node's."""
@@ -58,13 +63,54 @@ class FeedRow:
             start = stop
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _RowMoves:
+    """A FeedRow as columns of slots: what moves is the same in every layer."""
+
+    region: RegionHandle
+    own_runs: tuple[tuple[range, Offsets], ...]
+    """Runs of hit blocks that lie in own slots, and those slots."""
+    remote: RemoteBlocks | None
+    forward: tuple[Offsets, Offsets] | None
+    """Own slots of hit blocks that the decode node lacks, and its slots for them."""
+    new_slots: Offsets
+    """Decode node's slots of the new tokens."""
+    new_checksums: Sums
+    """[new slots, layers], filled as layers are sent."""
+
+    @classmethod
+    def of(cls, row: FeedRow, layout: BlockLayout) -> _RowMoves:
+        runs = list(row.runs())
+        there = [run for is_own, run in runs if not is_own]
+        own = [(block, slot) for block, slot in enumerate(row.hit_slots) if slot is not None]
+        decode_slots = np.array(row.decode_slots, np.int64)
+        forward = None
+        if own and not row.hit_sent:
+            blocks, slots = np.array(own, np.int64).T
+            forward = slots, decode_slots[blocks]
+        new_slots = decode_slots[len(row.hit_slots) :]
+        remote = RemoteBlocks.of(layout, row.region, there, row.decode_slots, row.hit_checksums)
+        return cls(
+            region=row.region,
+            own_runs=tuple(
+                (run, np.array(row.hit_slots[run.start : run.stop], np.int64))
+                for is_own, run in runs
+                if is_own
+            ),
+            remote=remote if there else None,
+            forward=forward,
+            new_slots=new_slots,
+            new_checksums=np.zeros((len(new_slots), layout.num_layers), np.uint32),
+        )
+
+
 class PrefillFeed:
     """A LayerFeed for one batch. `finish` after the forward; the waits are then known."""
 
     def __init__(
         self,
         traffic: TrafficManager,
-        buffers: tuple[Tensor, Tensor],
+        buffers: Sequence[Tensor],
         shape: BatchShape,
         rows: Sequence[FeedRow],
         deadline_s: float,
@@ -72,15 +118,13 @@ class PrefillFeed:
         self._traffic = traffic
         self._buffers = buffers
         self._shape = shape
-        self._rows = rows
         self._deadline_s = deadline_s
         self._layout: BlockLayout = traffic.staging.layout
+        self._rows = [_RowMoves.of(row, self._layout) for row in rows]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefill-feed")
         self._stream = torch.cuda.Stream(buffers[0].device) if buffers[0].is_cuda else None
         self._loads: dict[int, Future[float]] = {}
         self._sends: list[Future[None]] = []
-        # [row][decode slot][layer]: CRC32C of the new tokens' bytes
-        self.checksums: list[list[list[int]]] = [[[] for _ in row.decode_slots] for row in rows]
         self.resident_layers: set[int] = set()
         self.peak_resident_layers = 0
         self.send_wait_s = 0.0
@@ -102,7 +146,7 @@ class PrefillFeed:
             self._stalls.append((computed, arrived, fetched_s))
         if layer + 1 < self._layout.num_layers:
             self._loads[layer + 1] = self._thread.submit(self._load, layer + 1, computed)
-        return self._buffers[layer % 2]
+        return self._buffers[layer % len(self._buffers)]
 
     def store(self, layer: int) -> None:
         self._sends.append(self._thread.submit(self._send, layer, self._compute_event()))
@@ -116,6 +160,10 @@ class PrefillFeed:
         finally:
             self.send_wait_s = time.monotonic() - started_s
             self._thread.shutdown(cancel_futures=True)
+
+    def new_checksums(self, index: int) -> list[bytes]:
+        """Of the blocks that this batch computed for a row, by decode slot: their layer sums."""
+        return [pack_sums(sums) for sums in self._rows[index].new_checksums]
 
     @property
     def load_wait_s(self) -> float:
@@ -154,38 +202,29 @@ class PrefillFeed:
 
     def _load(self, layer: int, computed: torch.cuda.Event | None) -> float:
         """Returns the seconds that other nodes' blocks took to arrive."""
-        self.resident_layers.discard(layer - 2)
+        self.resident_layers.discard(layer - len(self._buffers))
         self.resident_layers.add(layer)
         self.peak_resident_layers = max(self.peak_resident_layers, len(self.resident_layers))
         with torch.cuda.stream(self._stream):
             if self._stream is not None and computed is not None:
                 self._stream.wait_event(computed)
-            for buffer, row in zip(self._buffers[layer % 2], self._rows, strict=True):
+            for buffer, row in zip(self._buffers[layer % len(self._buffers)], self._rows, strict=True):
                 self._load_own(buffer, row, layer)
             fetching_s = time.monotonic()
-            for buffer, row in zip(self._buffers[layer % 2], self._rows, strict=True):
+            for buffer, row in zip(self._buffers[layer % len(self._buffers)], self._rows, strict=True):
                 self._fetch(buffer, row, layer)
             fetched_s = time.monotonic() - fetching_s
             if self._stream is not None:
                 self._stream.synchronize()
         return fetched_s
 
-    def _load_own(self, buffer: Tensor, row: FeedRow, layer: int) -> None:
-        for is_own, blocks in row.runs():
-            if is_own:
-                slots = [slot for slot in row.hit_slots[blocks.start : blocks.stop] if slot is not None]
-                self._traffic.load_layer(self._tokens(buffer, blocks), slots, layer)
+    def _load_own(self, buffer: Tensor, row: _RowMoves, layer: int) -> None:
+        for blocks, slots in row.own_runs:
+            self._traffic.load_layer(self._tokens(buffer, blocks), slots, layer)
 
-    def _fetch(self, buffer: Tensor, row: FeedRow, layer: int) -> None:
-        for is_own, blocks in row.runs():
-            if not is_own:
-                self._traffic.fetch(
-                    self._tokens(buffer, blocks),
-                    row.region,
-                    [self._offset(row.decode_slots[block], layer) for block in blocks],
-                    [row.hit_checksums[block][layer] for block in blocks],
-                    self._deadline_s,
-                )
+    def _fetch(self, buffer: Tensor, row: _RowMoves, layer: int) -> None:
+        if row.remote is not None:
+            self._traffic.fetch(buffer, row.remote, layer, self._deadline_s)
 
     def _tokens(self, buffer: Tensor, blocks: range) -> Tensor:
         step = self._layout.block_tokens
@@ -195,32 +234,14 @@ class PrefillFeed:
         with torch.cuda.stream(self._stream):
             if self._stream is not None and computed is not None:
                 self._stream.wait_event(computed)
-            new = self._buffers[layer % 2][:, self._shape.hit_columns :]
+            new = self._buffers[layer % len(self._buffers)][:, self._shape.hit_columns :]
+            lists: dict[RegionHandle, list[TransferList]] = {}
             for index, row in enumerate(self._rows):
-                count = self._shape.new_tokens[index]
-                host = self._traffic.to_host(new[index, :count]).contiguous()
-                ops = self._hit_ops(row, layer) + self._new_ops(index, row, host, layer)
-                self._traffic.send(row.region, ops, self._deadline_s)
-
-    def _hit_ops(self, row: FeedRow, layer: int) -> list[TransferOp]:
-        staging = self._traffic.staging
-        pairs = zip(row.hit_slots, row.decode_slots, strict=False)
-        return [
-            TransferOp(staging.layer_block(own, layer), self._offset(theirs, layer))
-            for own, theirs in pairs
-            if own is not None
-        ]
-
-    def _new_ops(self, index: int, row: FeedRow, host: Tensor, layer: int) -> list[TransferOp]:
-        """One op per decode slot that takes new tokens; the hit ends on a block border."""
-        data = host.view(torch.uint8).numpy()
-        ops, step, num_hit = [], self._layout.block_tokens, len(row.hit_slots)
-        for block in range(num_hit, len(row.decode_slots)):
-            start = (block - num_hit) * step
-            part = data[start : start + step].reshape(-1)
-            self.checksums[index][block].append(checksum(part))
-            ops.append(TransferOp(part, self._offset(row.decode_slots[block], layer)))
-        return ops
-
-    def _offset(self, slot: int, layer: int) -> int:
-        return slot * self._layout.slot_bytes + self._layout.layer_offset(layer)
+                to_region = lists.setdefault(row.region, [])
+                if row.forward is not None:
+                    to_region.append(self._traffic.own_layer(*row.forward, layer))
+                host = self._traffic.to_host(new[index, : self._shape.new_tokens[index]]).contiguous()
+                moves, row.new_checksums[:, layer] = self._traffic.new_layer(host, row.new_slots, layer)
+                to_region.append(moves)
+            for region, to_region in lists.items():
+                self._traffic.send(region, to_region, self._deadline_s)

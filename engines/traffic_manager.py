@@ -14,20 +14,26 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engines.engine_nics import EngineNics
 from engines.model.runner import ModelRunner
-from kvstore.checksum import checksum
+from engines.remote_blocks import RemoteBlocks
+from kvstore.checksum import Sums, checksum, checksums
 from kvstore.errors import TransferError
 from kvstore.limited_transport import LimitedTransport
+from kvstore.pieces import copy_all
 from kvstore.staging import StagingHandle, StagingMemory
 from kvstore.traffic import TrafficClass
 from kvstore.traffic_ledger import ENGINE_HOPS, Hop, TrafficLedger
-from kvstore.transport import RegionHandle, TransferOp, Transport
+from kvstore.transport import Offsets, RegionHandle, TransferList, Transport
 
 logger = logging.getLogger(__name__)
+
+_GATHER_BYTES = 64 << 10
+"""Layer Blocks below this are put side by side before they go to a GPU: giving it a copy costs more."""
 
 
 _COPY_DEADLINE_S = 600.0
@@ -63,32 +69,45 @@ class TrafficManager:
         # [num_slots, layers, block_tokens, token_elements]
         self._slots = slots.unflatten(1, (self._layout.num_layers, self._layout.block_tokens, -1))
 
-    def load_layer(self, destination: Tensor, slots: Sequence[int], layer: int) -> None:
+    def load_layer(self, destination: Tensor, slots: Offsets, layer: int) -> None:
         """Copy `layer` of whole blocks `slots` into `destination` [blocks * block_tokens, elements]."""
-        if not slots:
+        if not len(slots):
             return
         blocks = destination.view(len(slots), self._layout.block_tokens, -1)
         if self._device.type == "cpu":
-            torch.index_select(self._slots[:, layer], 0, torch.tensor(slots), out=blocks)
+            self._gather(slots, layer, blocks)
+        elif self._layout.layer_block_bytes < _GATHER_BYTES:
+            blocks.copy_(self._gather_pinned(slots, layer), non_blocking=True)
         else:
-            for block, slot in zip(blocks, slots, strict=True):
+            for block, slot in zip(blocks, slots.tolist(), strict=True):
                 block.copy_(self._slots[slot, layer], non_blocking=self.pinned)
         self._count(Hop.HOST_TO_DEVICE, len(slots) * self._layout.layer_block_bytes)
 
-    def load_block(self, destination: Tensor, slot: int) -> None:
-        """Copy a Full Block into `destination` [layers, block_tokens, elements]."""
-        destination.copy_(self._slots[slot], non_blocking=self.pinned)
-        self._count(Hop.HOST_TO_DEVICE, self._layout.full_block_bytes)
+    def load_blocks(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        """Copy the Full Blocks in `slots` to `blocks` of `pool` [layers, blocks, block_tokens, elements]."""
+        if self._device.type == "cpu":
+            self._copy_pool(pool, blocks, slots, to_pool=True)
+        else:
+            places = torch.tensor(blocks, device=self._device)
+            here = np.array(slots, np.int64)
+            for layer, of_layer in enumerate(pool):
+                brought = self._gather_pinned(here, layer).to(self._device, non_blocking=True)
+                of_layer.index_copy_(0, places, brought)
+        self._count(Hop.HOST_TO_DEVICE, len(slots) * self._layout.full_block_bytes)
 
     def wait_for_copies(self) -> None:
         """Return when every copy this thread began is done; on a CPU device they always are."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
-    def store_block(self, source: Tensor, slot: int) -> None:
-        """Copy `source` [layers, block_tokens, elements] into a slot of the own node, and wait."""
-        self._slots[slot].copy_(source)
-        self._count(Hop.DEVICE_TO_HOST, self._layout.full_block_bytes)
+    def store_blocks(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        """Copy `blocks` of `pool` [layers, blocks, block_tokens, elements] into own slots, and wait."""
+        if self._device.type == "cpu":
+            self._copy_pool(pool, blocks, slots, to_pool=False)
+        else:
+            for block, slot in zip(blocks, slots, strict=True):
+                self._slots[slot].copy_(pool[:, block])
+        self._count(Hop.DEVICE_TO_HOST, len(slots) * self._layout.full_block_bytes)
 
     def to_host(self, source: Tensor) -> Tensor:
         """`source` in host memory, ready to be sent; on a CPU device it is `source` itself."""
@@ -97,39 +116,60 @@ class TrafficManager:
         self._count(Hop.DEVICE_TO_HOST, source.nbytes)
         return source.cpu()
 
-    def send(self, region: RegionHandle, ops: Sequence[TransferOp], deadline_s: float) -> None:
-        """Write the ops' bytes into another node's staging memory."""
-        self._transport.write(region, ops, TrafficClass.KV, deadline_s)
-        self._count(Hop.ENGINE_TO_ENGINE, sum(op.local.nbytes for op in ops))
+    def own_layer(self, own: Offsets, theirs: Offsets, layer: int) -> TransferList:
+        """To send: `layer` of whole blocks, from slots of the own node to slots of another."""
+        return TransferList.equal(
+            self.staging.buffer,
+            self._places(own, layer),
+            self._places(theirs, layer),
+            self._layout.layer_block_bytes,
+        )
 
-    def fetch(
-        self,
-        destination: Tensor,
-        region: RegionHandle,
-        offsets: Sequence[int],
-        checksums: Sequence[int],
-        deadline_s: float,
-    ) -> None:
-        """Read one layer of whole blocks, at `offsets` of another node's staging memory, into `destination`.
+    def new_layer(self, source: Tensor, theirs: Offsets, layer: int) -> tuple[TransferList, Sums]:
+        """To send: tokens of `layer` [tokens, elements] in host memory, to slots of another node in turn.
 
-        It is [blocks * block_tokens, elements]. Raises TransferError if a layer's CRC32C is not the one of
-        `checksums`: nobody else would see a bit that flipped on the way.
+        Also the CRC32C of each slot's tokens. The last slot may be filled in part.
         """
+        memory, step = source.view(torch.uint8).view(-1).numpy(), self._layout.layer_block_bytes
+        starts = np.arange(len(theirs), dtype=np.int64) * step
+        sizes = np.minimum(step, memory.nbytes - starts)
+        num_whole = memory.nbytes // step
+        sums = checksums(memory, range(0, num_whole * step, step), step)
+        if num_whole < len(theirs):
+            sums = np.append(sums, np.uint32(checksum(memory[num_whole * step :])))
+        return TransferList(memory, starts, self._places(theirs, layer), sizes), sums
+
+    def send(self, region: RegionHandle, lists: Sequence[TransferList], deadline_s: float) -> None:
+        """Write the lists' bytes into another node's staging memory."""
+        self._transport.write(region, lists, TrafficClass.KV, deadline_s)
+        self._count(Hop.ENGINE_TO_ENGINE, sum(moves.nbytes for moves in lists))
+
+    def fetch(self, destination: Tensor, remote: RemoteBlocks, layer: int, deadline_s: float) -> None:
+        """Read one layer of blocks from another node's staging memory into their places in `destination`.
+
+        It is [tokens, elements] and begins with the hit. Raises TransferError if the CRC32C of a run is not
+        the expected one: nobody else would see a bit that flipped on the way.
+        """
+        step = self._layout.layer_block_bytes
         on_cpu = self._device.type == "cpu"
-        host = destination if on_cpu else torch.empty_like(destination, device="cpu", pin_memory=True)
-        parts = host.view(torch.uint8).view(len(offsets), -1).numpy()
-        ops = [TransferOp(part, offset) for part, offset in zip(parts, offsets, strict=True)]
-        self._transport.read(region, ops, TrafficClass.KV, deadline_s)
-        self._count(Hop.ENGINE_TO_ENGINE, host.nbytes)
-        for op, expected in zip(ops, checksums, strict=True):
-            if checksum(op.local) != expected:
+        hit = destination[: remote.runs[-1].stop * self._layout.block_tokens]
+        host = hit if on_cpu else torch.empty_like(hit, device="cpu", pin_memory=True)
+        memory = host.view(torch.uint8).view(-1).numpy()
+        moves = TransferList.equal(memory, remote.blocks * step, self._places(remote.slots, layer), step)
+        self._transport.read(remote.region, [moves], TrafficClass.KV, deadline_s)
+        self._count(Hop.ENGINE_TO_ENGINE, moves.nbytes)
+        for run, expected in zip(remote.runs, remote.run_checksums[:, layer].tolist(), strict=True):
+            if checksum(memory[run.start * step : run.stop * step]) != expected:
                 raise TransferError(
-                    f"KV fetched from byte {op.remote_offset} of {region.node_id}'s staging memory is not "
-                    "what was read into it"
+                    f"KV of layer {layer} fetched for blocks [{run.start}, {run.stop}) of a hit from "
+                    f"{remote.region.node_id}'s staging memory is not what was read into it"
                 )
         if not on_cpu:
-            destination.copy_(host, non_blocking=True)
-            self._count(Hop.HOST_TO_DEVICE, host.nbytes)
+            tokens = self._layout.block_tokens
+            for run in remote.runs:
+                part = slice(run.start * tokens, run.stop * tokens)
+                hit[part].copy_(host[part], non_blocking=True)
+            self._count(Hop.HOST_TO_DEVICE, moves.nbytes)
 
     def model_traffic(self, nbytes: int, deadline_s: float) -> None:
         """Account for `nbytes` that a collective sends and receives; return when the compute NIC let them by.
@@ -150,6 +190,34 @@ class TrafficManager:
         if self.pinned:
             self.pinned = False
             torch.cuda.cudart().cudaHostUnregister(self.staging.buffer.ctypes.data)
+
+    def _gather(self, slots: Offsets, layer: int, into: Tensor) -> None:
+        torch.index_select(self._slots[:, layer], 0, torch.from_numpy(slots), out=into)
+
+    def _gather_pinned(self, slots: Offsets, layer: int) -> Tensor:
+        """A layer of blocks side by side in page-locked memory: one copy instead of one for each block."""
+        shape = (len(slots), *self._slots.shape[2:])
+        into = torch.empty(shape, dtype=self._slots.dtype, pin_memory=True)
+        self._gather(slots, layer, into)
+        return into
+
+    def _copy_pool(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int], *, to_pool: bool) -> None:
+        """All layers of blocks of a pool in host memory, to or from own slots, in one list."""
+        num_layers, step = self._layout.num_layers, self._layout.layer_block_bytes
+        layers = np.arange(num_layers, dtype=np.int64)
+        memory, staging = pool.view(torch.uint8).view(-1).numpy(), self.staging.buffer
+        in_pool = np.array(blocks, np.int64)[:, None] * step + layers * (memory.nbytes // num_layers)
+        in_slots = self._places(np.array(slots, np.int64)[:, None], layers)
+        places, slot_places = in_pool.reshape(-1), in_slots.reshape(-1)
+        sizes = np.full(len(places), step, np.int64)
+        if to_pool:
+            copy_all(memory, places, staging, slot_places, sizes)
+        else:
+            copy_all(staging, slot_places, memory, places, sizes)
+
+    def _places(self, slots: Offsets, layer: int | Offsets) -> Offsets:
+        """Byte offsets of `layer` of each slot, in any node's staging memory."""
+        return slots * self._layout.slot_bytes + layer * self._layout.layer_block_bytes
 
     def _count(self, hop: Hop, nbytes: int) -> None:
         """Account for a move of KV that was made; a host-device copy waits here for the compute NIC."""

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import NewType
 
 from kvstore.keys import BlockKey, WeightsId
+from kvstore.pickled_by_fields import pickled_by_fields
 from kvstore.prefix_index import IndexedBlock
 from kvstore.store import BlockLocation
 
@@ -147,6 +148,7 @@ class ReadSide(StrEnum):
     """The prefill node's own staging memory, where an earlier turn left it: nothing is read."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class ReadRange:
     """Consecutive blocks of a prompt's hit that come from one side."""
@@ -243,6 +245,7 @@ class HitLost:
     lost_keys: tuple[BlockKey, ...]
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class BlockLoad:
     """Read one block into a slot of the node's staging memory, or see that it is there already."""
@@ -255,6 +258,7 @@ class BlockLoad:
     """None: the block is in the slot since an earlier load."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class BlockPersist:
     """Write the block in `slot` of the node's staging memory to the store, then free the slot."""
@@ -263,9 +267,11 @@ class BlockPersist:
     key: BlockKey
     parent: BlockKey
     """Key of the block before it; the chain root for a context's first."""
-    layer_checksums: tuple[int, ...]
+    layer_checksums: bytes
+    """Layer sums (kvstore.checksum)."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class AnnouncedBlock:
     """A persisted block: what the index must know of it."""
@@ -276,6 +282,7 @@ class AnnouncedBlock:
     location: BlockLocation
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class LostBlock:
     """A hit block of a placed turn that could not be used."""
@@ -329,6 +336,7 @@ class MoveOrder:
     node has a slot for every prompt block."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class MovedBlock:
     """A block of a turn's hit that was read on another side than its placement says."""
@@ -353,8 +361,8 @@ class HandOver:
     """Parent key of the block that `tail_ids` begin."""
     tail_ids: array[int]
     """Prompt ids after the last whole block."""
-    slot_checksums: tuple[tuple[int, ...], ...]
-    """Per decode slot: CRC32C of each layer's prompt tokens, taken where they were made or verified."""
+    slot_checksums: tuple[bytes, ...]
+    """Per decode slot: layer sums of its prompt tokens, taken where they were made or verified."""
     first_token: int
     first_logprob: float
     finish_reason: FinishReason | None

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.checksum import checksum, combine
+from kvstore.checksum import block_checksums, checksum
 from kvstore.errors import LayoutError
 from kvstore.keys import KEY_BYTES, BlockKey, WeightsId
 from kvstore.layout import PAGE_BYTES, BlockLayout, KVFormat, KVGroup
@@ -142,7 +142,8 @@ class RecordHeader:
     parent: BlockKey
     block_checksum: int
     """CRC32C of the Full Block."""
-    layer_checksums: tuple[int, ...]
+    layer_checksums: bytes
+    """Layer sums (kvstore.checksum)."""
     checksum: int
     """CRC32C of the header: the location's."""
 
@@ -153,14 +154,14 @@ def encode_record_header(layout: BlockLayout, write: BlockWrite, into: Bytes) ->
     The Full Block's checksum is made from those of its layers, not from `write.data`: what has happened to
     the data since they were taken is found by whoever reads the record.
     """
-    checksums = write.layer_checksums
+    sums = write.layer_checksums
     assert len(write.key) == len(write.parent) == KEY_BYTES, (write.key, write.parent)
-    assert len(checksums) == layout.num_layers, (len(checksums), layout.num_layers)
+    assert len(sums) == layout.num_layers * _CRC.size, (len(sums), layout.num_layers)
     into[:] = 0
-    block_checksum = combine(checksums, layout.layer_block_bytes)
+    block_checksum = int(block_checksums(layout, [sums])[0])
     shape = (layout.full_block_bytes, layout.num_layers)
     _RECORD.pack_into(into.data, 0, 0, _RECORD_MAGIC, write.key, write.parent, *shape, block_checksum)
-    struct.pack_into(f"<{layout.num_layers}I", into.data, _RECORD.size, *checksums)
+    into[_RECORD.size : _RECORD.size + len(sums)] = np.frombuffer(sums, np.uint8)
     crc = checksum(into[_CRC.size :])
     _CRC.pack_into(into.data, 0, crc)
     return crc
@@ -173,14 +174,14 @@ def decode_record_header(layout: BlockLayout, header: Bytes) -> RecordHeader | N
         return None
     if crc != checksum(header[_CRC.size :]):
         return None
-    checksums: tuple[int, ...] = struct.unpack_from(f"<{num_layers}I", header.data, _RECORD.size)
-    return RecordHeader(BlockKey(key), BlockKey(parent), block_checksum, checksums, crc)
+    sums = header[_RECORD.size : _RECORD.size + num_layers * _CRC.size].tobytes()
+    return RecordHeader(BlockKey(key), BlockKey(parent), block_checksum, sums, crc)
 
 
 def verify_record(
     layout: BlockLayout, header: Bytes, data: Bytes, key: BlockKey, header_checksum: int
-) -> tuple[int, ...] | None:
-    """The Layer Blocks' checksums if `header` and `data` are the record of `key`; None if not.
+) -> bytes | None:
+    """The block's layer sums if `header` and `data` are the record of `key`; None if not.
 
     `header_checksum` comes with the location: a stale record of the same key fails too. The data is read
     once, as a whole; the layers' checksums are the header's, which its own protects.

@@ -19,6 +19,7 @@ from kvstore.eviction import SegmentUse, choose_victims
 from kvstore.indexed_segment import IndexedSegment
 from kvstore.keys import BlockKey, WeightsId, chain_root
 from kvstore.lineage import SegmentLineage, trace
+from kvstore.pickled_by_fields import pickled_by_fields
 from kvstore.segment_contents import SegmentContents
 from kvstore.store import BlockLocation
 
@@ -29,6 +30,7 @@ _RECORD_BITS = 32
 _RECORD_MASK = (1 << _RECORD_BITS) - 1
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class IndexedBlock:
     """A stored block."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
 
 from kvstore.errors import StagingError, TransferError
+from kvstore.pieces import copy_pieces
 from kvstore.shared_segment import SharedSegment
 from kvstore.traffic import TrafficClass
-from kvstore.transport import Bytes, RegionHandle, TransferOp, require_inside
+from kvstore.transport import Bytes, RegionHandle, TransferList, require_inside
 
 
 class SharedMemoryTransport:
@@ -29,22 +28,20 @@ class SharedMemoryTransport:
     def read(
         self,
         region: RegionHandle,
-        ops: Sequence[TransferOp],
+        lists: Sequence[TransferList],
         traffic_class: TrafficClass,
         deadline_s: float,
     ) -> None:
-        for local, remote in self._pairs(region, ops, deadline_s):
-            np.copyto(local, remote)
+        self._move(region, lists, deadline_s, _fill)
 
     def write(
         self,
         region: RegionHandle,
-        ops: Sequence[TransferOp],
+        lists: Sequence[TransferList],
         traffic_class: TrafficClass,
         deadline_s: float,
     ) -> None:
-        for local, remote in self._pairs(region, ops, deadline_s):
-            np.copyto(remote, local)
+        self._move(region, lists, deadline_s, _put)
 
     def close(self) -> None:
         with self._lock:
@@ -52,20 +49,27 @@ class SharedMemoryTransport:
             while self._segments:
                 self._segments.popitem()[1].close()
 
-    def _pairs(
-        self, region: RegionHandle, ops: Sequence[TransferOp], deadline_s: float
-    ) -> Iterator[tuple[Bytes, Bytes]]:
-        """Both ends of each op, after all of them were checked; raises once the deadline is over."""
+    def _move(
+        self,
+        region: RegionHandle,
+        lists: Sequence[TransferList],
+        deadline_s: float,
+        portions: Callable[[TransferList, Bytes], Iterator[int]],
+    ) -> None:
+        """Copy every piece, after all of them were checked; raises once the deadline is over."""
         end_s = time.monotonic() + deadline_s
         segment = self._reach(region)
         data = segment.data
-        require_inside(region, ops)
-        for num_done, op in enumerate(ops):
-            if time.monotonic() >= end_s:
-                raise TransferError(
-                    f"{num_done} of {len(ops)} moves with {region.node_id} were done after {deadline_s} s"
-                )
-            yield op.local, data[op.remote_offset : op.remote_offset + op.local.nbytes]
+        require_inside(region, lists)
+        num_before = 0
+        for moves in lists:
+            for num_done in portions(moves, data):
+                if time.monotonic() >= end_s:
+                    raise TransferError(
+                        f"{num_before + num_done} of {sum(map(len, lists))} moves with {region.node_id} "
+                        f"were done after {deadline_s} s"
+                    )
+            num_before += len(moves)
         if not segment.owner_is_alive():
             raise TransferError(f"{region.node_id} died while bytes moved")
 
@@ -90,3 +94,13 @@ class SharedMemoryTransport:
         dead = [name for name, segment in self._segments.items() if not segment.owner_is_alive()]
         for name in dead:
             self._segments.pop(name).close()
+
+
+def _fill(moves: TransferList, data: Bytes) -> Iterator[int]:
+    """A read: from the region's `data` to the local ends."""
+    return copy_pieces(moves.memory, moves.local_offsets, data, moves.remote_offsets, moves.sizes)
+
+
+def _put(moves: TransferList, data: Bytes) -> Iterator[int]:
+    """A write: from the local ends to the region's `data`."""
+    return copy_pieces(data, moves.remote_offsets, moves.memory, moves.local_offsets, moves.sizes)

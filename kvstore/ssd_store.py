@@ -271,7 +271,7 @@ class SsdStore:
         if status is not ReadStatus.OK:
             return BlockReadResult(status)
         checksums = verify_record(self.layout, header, read.into, read.key, read.location.checksum)
-        return BlockReadResult(ReadStatus.CORRUPT if checksums is None else status, checksums or ())
+        return BlockReadResult(ReadStatus.CORRUPT if checksums is None else status, checksums or b"")
 
     # Writing
 

@@ -71,7 +71,7 @@ class StagingMemory:
         return self._segment.data
 
     def offset(self, slot_id: int, layer: int = 0, token: int = 0) -> int:
-        """Byte offset in the segment, which is also a TransferOp's remote_offset."""
+        """Byte offset in the segment, which is also the remote offset of a transfer."""
         layout = self.layout
         assert 0 <= slot_id < self.num_slots, (slot_id, self.num_slots)
         assert 0 <= layer < layout.num_layers, (layer, layout.num_layers)

@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.keys import BlockKey, WeightsId
+from kvstore.pickled_by_fields import pickled_by_fields
 
 Bytes = npt.NDArray[np.uint8]
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class BlockLocation:
     """Where a store put a block. Opaque to everybody but the store that made it."""
@@ -56,12 +58,13 @@ class BlockRead:
     into: Bytes
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class BlockReadResult:
-    """Outcome of one read; `layer_checksums` (CRC32C per Layer Block) only where it is OK."""
+    """Outcome of one read; `layer_checksums` (layer sums, kvstore.checksum) only where it is OK."""
 
     status: ReadStatus
-    layer_checksums: tuple[int, ...] = ()
+    layer_checksums: bytes = b""
     settled: Event | None = field(default=None, compare=False)
     """TIMED_OUT only: set once the read no longer touches its slot."""
 
@@ -78,7 +81,7 @@ class BlockWrite:
     """The key of the block before it in its context; the chain root for the first."""
     weights_id: WeightsId
     data: Bytes
-    layer_checksums: tuple[int, ...]
+    layer_checksums: bytes
 
 
 class BlockStore(Protocol):

@@ -30,6 +30,7 @@ from kvstore.tcp_address import TcpAddress
 from kvstore.tcp_channel import ChannelError, TcpChannel
 from kvstore.tcp_dscp import set_dscp
 from kvstore.tcp_handshake import HandshakeError, Hello, Verdict, admit
+from kvstore.tcp_pieces import receive_pieces, send_pieces
 from kvstore.tcp_wire import (
     HEADER_BYTES,
     RANGE_BYTES,
@@ -42,7 +43,7 @@ from kvstore.tcp_wire import (
     unpack_ranges,
 )
 from kvstore.traffic import CLASS_TABLE, ClassSettings, TrafficClass
-from kvstore.transport import RegionHandle
+from kvstore.transport import Bytes, RegionHandle
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class _Region:
     """A registered memory."""
 
     region_id: bytes
-    data: memoryview
+    data: Bytes
 
 
 class TcpServer:
@@ -90,7 +91,7 @@ class TcpServer:
 
     def register(self, staging: StagingMemory) -> RegionHandle:
         handle = staging.handle
-        region = _Region(region_id(handle.incarnation), staging.buffer.data)
+        region = _Region(region_id(handle.incarnation), staging.buffer)
         with self._lock:
             self._regions[region.region_id] = region
         return RegionHandle(handle.node_id, handle.incarnation, handle.nbytes, str(self.address))
@@ -180,19 +181,19 @@ def _answer_request(channel: TcpChannel, region: _Region) -> None:
         if header.region_id != region.region_id:
             raise WireError(Status.OTHER_INCARNATION, "a request was for another incarnation")
         table = _receive(channel, header.num_ranges * RANGE_BYTES, begun_s + HEADER_DEADLINE_S)
-        ranges = unpack_ranges(table, header.nbytes, len(region.data))
+        offsets, sizes = unpack_ranges(table, header.nbytes, len(region.data))
     except WireError as error:
         channel.send([memoryview(pack_answer(error.status, header.request_id))], begun_s + HEADER_DEADLINE_S)
         raise
     end_s = begun_s + header.deadline_ms / 1000
-    pieces = [region.data[offset : offset + nbytes] for offset, nbytes in ranges]
     answer = memoryview(pack_answer(Status.OK, header.request_id))
     if header.kind is Kind.READ:
-        channel.send([answer, *pieces], end_s)
+        channel.send([answer], end_s)
+        send_pieces(channel, region.data, offsets, sizes, end_s)
         return
     if channel.is_hung_up():
         raise ChannelError("the caller of a write is gone")
-    channel.receive(pieces, end_s)
+    receive_pieces(channel, region.data, offsets, sizes, end_s)
     channel.send([answer], end_s)
 
 

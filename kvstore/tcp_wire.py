@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+
+from kvstore.pieces import merge_neighbours
 from kvstore.traffic import TrafficClass
-from kvstore.transport import TransferOp
+from kvstore.transport import Offsets
 
 MAX_RANGES = 1 << 16
 """Ranges of one request: their table is 1 MiB at most, which is all that a server ever sets aside for one."""
@@ -30,6 +32,7 @@ CLASS_CODES = {TrafficClass.MODEL: 0, TrafficClass.KV: 1}
 _MAGIC = 0x44505831
 _HEADER = struct.Struct("!IBxxxIIQ16sQ")
 _RANGE = struct.Struct("!QQ")
+_RANGE_NUMBERS = np.dtype(">u8")
 _ANSWER = struct.Struct("!IBxxxQ")
 HEADER_BYTES = _HEADER.size
 RANGE_BYTES = _RANGE.size
@@ -104,34 +107,27 @@ def region_id(incarnation: str) -> bytes:
     return hashlib.blake2b(incarnation.encode(), digest_size=16).digest()
 
 
-def pack_ranges(ops: Sequence[TransferOp]) -> tuple[bytes, int]:
-    """The ranges of the (non-empty) ops, neighbours merged, and how many they are then."""
-    numbers: list[int] = []
-    end = -1
-    for op in ops:
-        offset, nbytes = op.remote_offset, op.local.nbytes
-        if offset == end:
-            numbers[-1] += nbytes
-        else:
-            numbers += (offset, nbytes)
-        end = offset + nbytes
-    return struct.pack(f"!{len(numbers)}Q", *numbers), len(numbers) // 2
+def pack_ranges(offsets: Offsets, sizes: Offsets) -> tuple[bytes, int]:
+    """The (non-empty) ranges, neighbours merged, and how many they are then."""
+    offsets, sizes = merge_neighbours(offsets, sizes)
+    return np.stack((offsets, sizes), 1).astype(_RANGE_NUMBERS).tobytes(), len(offsets)
 
 
-def unpack_ranges(data: bytes | bytearray, request_bytes: int, region_bytes: int) -> list[tuple[int, int]]:
-    """(offset, nbytes) of each range; raises WireError unless all are in the region and add up."""
-    ranges: list[tuple[int, int]] = list(_RANGE.iter_unpack(data))
-    total = 0
-    for offset, nbytes in ranges:
-        if not nbytes or offset + nbytes > region_bytes:
-            raise WireError(
-                Status.OUTSIDE_REGION,
-                f"{nbytes} bytes at {offset} of a region of {region_bytes} were asked for",
-            )
-        total += nbytes
+def unpack_ranges(data: bytes | bytearray, request_bytes: int, region_bytes: int) -> tuple[Offsets, Offsets]:
+    """Offset and size of every range; raises WireError unless all are in the region and add up."""
+    offsets, sizes = np.frombuffer(data, _RANGE_NUMBERS).astype(np.uint64).reshape(-1, 2).T
+    # In this order no sum of two of a sender's numbers is made, which may wrap round to a small one.
+    outside = (sizes == 0) | (sizes > region_bytes) | (offsets > region_bytes - sizes)
+    if outside.any():
+        first = int(outside.argmax())
+        raise WireError(
+            Status.OUTSIDE_REGION,
+            f"{sizes[first]} bytes at {offsets[first]} of a region of {region_bytes} were asked for",
+        )
+    total = int(sizes.sum())
     if total != request_bytes:
         raise WireError(Status.MALFORMED, f"ranges of {total} bytes were announced as {request_bytes}")
-    return ranges
+    return offsets.astype(np.int64), sizes.astype(np.int64)
 
 
 def pack_answer(status: Status, request_id: int) -> bytes:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from kvstore.block_record import RecordHeader, decode_record_header, record_header_bytes
-from kvstore.checksum import checksum, layer_checksums
+from kvstore.checksum import checksum, layer_checksums, layer_sums
 from kvstore.keys import BlockKey
 from kvstore.layout import BlockLayout
 from kvstore.store import Bytes
@@ -62,6 +64,6 @@ def check_record(layout: BlockLayout, record: Bytes, listed: ListedRecord | None
 def _check_data(layout: BlockLayout, data: Bytes, header: RecordHeader) -> Fault | None:
     if checksum(data) == header.block_checksum:
         return None
-    found = layer_checksums(layout, data)
-    damaged = [i for i, crc in enumerate(header.layer_checksums) if crc != found[i]]
+    found, written = layer_sums([layer_checksums(layout, data), header.layer_checksums], layout.num_layers)
+    damaged = np.flatnonzero(found != written).tolist()
     return Fault(DATA if damaged else SUMS, header.key, tuple(damaged))

@@ -32,7 +32,7 @@ from kvstore.open_transport import TransportSpec, open_region_server
 from kvstore.staging import StagingMemory
 from kvstore.store import BlockLocation, BlockRead, BlockReadResult, BlockStore, BlockWrite
 from kvstore.traffic import TrafficClass
-from kvstore.transport import RegionHandle, TransferOp, Transport
+from kvstore.transport import RegionHandle, TransferList, Transport
 from tests.engines.tiny_models import VOCABULARY
 
 PATIENCE_S = 30.0
@@ -175,7 +175,11 @@ class FaultyTransport:
         return self
 
     def read(
-        self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float
+        self,
+        region: RegionHandle,
+        lists: Sequence[TransferList],
+        traffic_class: TrafficClass,
+        deadline_s: float,
     ) -> None:
         assert self._transport is not None
         self.region_read = region.node_id
@@ -183,20 +187,25 @@ class FaultyTransport:
         if self.num_reads_to_fail > 0:
             self.num_reads_to_fail -= 1
             raise TransferError("the cable is out")
-        self._transport.read(region, ops, traffic_class, deadline_s)
+        self._transport.read(region, lists, traffic_class, deadline_s)
         if self.flip_read:
             self.flip_read = False
-            ops[-1].local[ops[-1].local.nbytes // 2] ^= 0x10
+            last = lists[-1]
+            last.memory[last.local_offsets[-1] + last.sizes[-1] // 2] ^= 0x10
 
     def write(
-        self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float
+        self,
+        region: RegionHandle,
+        lists: Sequence[TransferList],
+        traffic_class: TrafficClass,
+        deadline_s: float,
     ) -> None:
         assert self._transport is not None
         self._enter()
         try:
             self.gate.pass_through()
             self._fail_or_dawdle()
-            self._transport.write(region, self._damaged(ops), traffic_class, deadline_s)
+            self._transport.write(region, self._damaged(lists), traffic_class, deadline_s)
         finally:
             with self._changed:
                 self._in_flight -= 1
@@ -220,14 +229,15 @@ class FaultyTransport:
             with self._changed:
                 self._changed.wait_for(lambda: self._in_flight > 1, timeout=0.5)
 
-    def _damaged(self, ops: Sequence[TransferOp]) -> Sequence[TransferOp]:
+    def _damaged(self, lists: Sequence[TransferList]) -> Sequence[TransferList]:
+        """The lists with one bit flipped in a copy: of the first piece (flip_op 0) or of the last (-1)."""
         if self.flip_op is None:
-            return ops
-        damaged = list(ops)
-        op = damaged[self.flip_op]
-        local = op.local.copy()
-        local[len(local) // 2] ^= 0x10
-        damaged[self.flip_op], self.flip_op = TransferOp(local, op.remote_offset), None
+            return lists
+        damaged, index = list(lists), self.flip_op
+        moves = damaged[index]
+        memory = moves.memory.copy()
+        memory[moves.local_offsets[index] + moves.sizes[index] // 2] ^= 0x10
+        damaged[index], self.flip_op = replace(moves, memory=memory), None
         return damaged
 
 

@@ -21,7 +21,7 @@ from engines.types import NodeBytes, TurnResult
 from kvstore.job_token import JobToken
 from kvstore.open_transport import TransportSpec
 from kvstore.traffic import TrafficClass
-from kvstore.transport import RegionHandle, TransferOp, Transport
+from kvstore.transport import RegionHandle, TransferList, Transport
 from kvstore.transport_config import TransportConfig
 from tests.engines.conversations import (
     SAMPLING,
@@ -107,16 +107,24 @@ class CountingTransport:
         self._transport = transport
 
     def read(
-        self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float
+        self,
+        region: RegionHandle,
+        lists: Sequence[TransferList],
+        traffic_class: TrafficClass,
+        deadline_s: float,
     ) -> None:
-        self._transport.read(region, ops, traffic_class, deadline_s)
-        self.fetched_bytes += sum(op.local.nbytes for op in ops)
+        self._transport.read(region, lists, traffic_class, deadline_s)
+        self.fetched_bytes += sum(moves.nbytes for moves in lists)
 
     def write(
-        self, region: RegionHandle, ops: Sequence[TransferOp], traffic_class: TrafficClass, deadline_s: float
+        self,
+        region: RegionHandle,
+        lists: Sequence[TransferList],
+        traffic_class: TrafficClass,
+        deadline_s: float,
     ) -> None:
-        self._transport.write(region, ops, traffic_class, deadline_s)
-        self.sent_bytes += sum(op.local.nbytes for op in ops)
+        self._transport.write(region, lists, traffic_class, deadline_s)
+        self.sent_bytes += sum(moves.nbytes for moves in lists)
 
     def close(self) -> None:
         self._transport.close()

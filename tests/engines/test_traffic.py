@@ -89,7 +89,7 @@ READERS = {
     "layer_checksums",
     "BlockRead",  # the store fills it, for the node agent
     "BlockWrite",
-    "TransferOp",  # goes to TrafficManager.send
+    "damaged_blocks",
 }
 VIEWS = {"slot", "layer_block", "tokens", "buffer"}
 
@@ -161,6 +161,7 @@ def test_a_way_around_the_traffic_manager_is_seen(source: str) -> None:
         ("self._store.read(reads, 1.0)", "node.py"),
         ("self._transport.write(region, ops, TrafficClass.KV, 1.0)", "traffic_manager.py"),
         ("found = layer_checksums(layout, staging.slot(3), 5)", "decode.py"),
+        ("damaged_blocks(layout, staging.buffer, places, sums)", "decode.py"),
         ("BlockWrite(key, weights_id, self._staging.slot(3)[:size], checksums)", "node.py"),
         ("node = running.slot(3)", "decode.py"),
     ],

@@ -8,11 +8,11 @@ import pytest
 from kvstore.shm_transport import SharedMemoryTransport
 from kvstore.staging import StagingMemory
 from kvstore.traffic import TrafficClass
-from kvstore.transport import TransferOp
+from kvstore.transport import TransferList
 from tests.kvstore.kv_blocks import PLENTY_S, SMALL
 from tests.kvstore.owner_process import OwnerProcess
 
-OPS = [TransferOp(np.zeros(8, np.uint8), 0)]
+OPS = [TransferList.piece(np.zeros(8, np.uint8), 0)]
 
 
 @pytest.fixture

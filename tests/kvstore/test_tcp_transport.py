@@ -29,7 +29,7 @@ from kvstore.tcp_server import TcpServer
 from kvstore.tcp_transport import TcpTransport
 from kvstore.tcp_wire import ANSWER_BYTES, MAX_RANGES, Header, Kind, Status, region_id, unpack_answer
 from kvstore.traffic import CLASS_TABLE, ClassSettings, TrafficClass
-from kvstore.transport import RegionHandle, TransferOp
+from kvstore.transport import RegionHandle, TransferList
 from tests.kvstore.kv_blocks import PLENTY_S, SMALL
 from tests.kvstore.owner_process import TCP, TOKEN, OwnerProcess
 
@@ -132,8 +132,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def ops(nbytes: int = 8, offset: int = 0, value: int = 1) -> list[TransferOp]:
-    return [TransferOp(np.full(nbytes, value, np.uint8), offset)]
+def ops(nbytes: int = 8, offset: int = 0, value: int = 1) -> list[TransferList]:
+    return [TransferList.piece(np.full(nbytes, value, np.uint8), offset)]
 
 
 def num_sockets(pid: int | str = "self") -> int:
@@ -263,11 +263,15 @@ def test_a_list_that_is_too_long_is_not_even_read(transport, region):
 
 def test_a_long_list_goes_in_parts(transport, region, peer):
     source = np.random.default_rng(4).integers(0, 256, MAX_RANGES + 7, dtype=np.uint8)
-    parts = [TransferOp(source[i : i + 1], i % 2 * 5000 + i // 100) for i in range(len(source))]
-    transport.write(region, parts, KV, PLENTY_S)
+    index = np.arange(len(source))
+    places = index % 2 * 5000 + index // 100
+    last = {int(place): byte for place, byte in zip(places, source, strict=True)}
+    source = np.array([last[place] for place in places.tolist()], np.uint8)
+    parts = TransferList.equal(source, index, places, 1)
+    transport.write(region, [parts, ops()[0]], KV, PLENTY_S)
     wanted = np.zeros(region.nbytes, np.uint8)
-    for part in parts:
-        wanted[part.remote_offset] = part.local[0]
+    wanted[places] = source
+    wanted[:8] = 1
     assert np.array_equal(peer.buffer, wanted)
 
 
@@ -371,7 +375,7 @@ def test_a_stopped_peer_costs_the_deadline_and_its_late_answer_is_taken_for_no_o
     owner.go_on()
     other = ops(offset=SMALL.slot_bytes)
     transport.read(owner.region, other, KV, PLENTY_S)
-    assert set(other[0].local) == {8}
+    assert set(other[0].memory) == {8}
 
 
 def test_a_peer_that_was_stopped_before_it_was_ever_reached_costs_the_deadline(transport, owner):

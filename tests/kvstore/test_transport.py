@@ -14,7 +14,7 @@ from kvstore.errors import TransferError
 from kvstore.open_transport import open_region_server, open_transport
 from kvstore.staging import StagingMemory
 from kvstore.traffic import TrafficClass
-from kvstore.transport import TransferOp
+from kvstore.transport import TransferList
 from tests.kvstore.kv_blocks import PLENTY_S, SMALL, random_block
 from tests.kvstore.owner_process import SHM, TCP, OwnerProcess
 
@@ -63,16 +63,20 @@ def empty(nbytes):
 def test_bytes_written_to_another_process_arrive_there_and_can_be_read_back(transport, owner):
     block, back = random_block(SMALL, seed=1), empty(SMALL.slot_bytes)
     offset = 2 * SMALL.slot_bytes
-    transport.write(owner.region, [TransferOp(block, offset)], KV, PLENTY_S)
+    transport.write(owner.region, [TransferList.piece(block, offset)], KV, PLENTY_S)
     assert owner.slot_checksum(2) == checksum(block)
-    transport.read(owner.region, [TransferOp(back, offset)], KV, PLENTY_S)
+    transport.read(owner.region, [TransferList.piece(back, offset)], KV, PLENTY_S)
     assert np.array_equal(back, block)
 
 
 def test_a_list_moves_each_piece_to_its_own_place_and_touches_nothing_else(transport, peer, region):
     pieces = [(0, 1, 0, 3), (1, 2, 4, 5), (3, 3, 15, 16)]
     for i, (slot, layer, start, stop) in enumerate(pieces):
-        ops = [TransferOp(empty((stop - start) * SMALL.token_bytes) + i + 1, peer.offset(slot, layer, start))]
+        ops = [
+            TransferList.piece(
+                empty((stop - start) * SMALL.token_bytes) + i + 1, peer.offset(slot, layer, start)
+            )
+        ]
         transport.write(region, ops, KV, PLENTY_S)
     for i, piece in enumerate(pieces):
         assert set(peer.tokens(*piece)) == {i + 1}
@@ -82,10 +86,10 @@ def test_a_list_moves_each_piece_to_its_own_place_and_touches_nothing_else(trans
 
 def test_a_batch_of_reads_fills_every_local_end(transport, peer, region):
     peer.buffer[:] = np.random.default_rng(2).integers(0, 256, len(peer.buffer), dtype=np.uint8)
-    ops = [TransferOp(empty(SMALL.slot_bytes), peer.offset(slot)) for slot in (3, 0, 2)]
+    ops = [TransferList.piece(empty(SMALL.slot_bytes), peer.offset(slot)) for slot in (3, 0, 2)]
     transport.read(region, ops, KV, PLENTY_S)
     for op, slot in zip(ops, (3, 0, 2), strict=True):
-        assert np.array_equal(op.local, peer.slot(slot))
+        assert np.array_equal(op.memory, peer.slot(slot))
 
 
 @pytest.mark.parametrize("sizes", [(1, 7, 0, 4096, 3), (1,) * 3000], ids=["uneven", "many"])
@@ -93,50 +97,81 @@ def test_a_batch_of_reads_fills_every_local_end(transport, peer, region):
 def test_neighbours_and_pieces_apart_come_back_as_they_were_written(transport, peer, region, sizes, gap):
     source = np.random.default_rng(3).integers(0, 256, sum(sizes), dtype=np.uint8)
     back, ends = empty(len(source)), np.cumsum(sizes)
-    places = [
-        (int(end - size), int(end), i * gap) for i, (size, end) in enumerate(zip(sizes, ends, strict=True))
-    ]
-    transport.write(region, [TransferOp(source[a:b], a + shift) for a, b, shift in places], KV, PLENTY_S)
+    starts, shifts = ends - sizes, np.arange(len(sizes)) * gap
+    back_places = len(source) - ends  # the last piece comes first
+    pieces = TransferList(source, starts, starts + shifts, np.array(sizes))
+    transport.write(region, [pieces], KV, PLENTY_S)
     assert np.count_nonzero(peer.buffer) == np.count_nonzero(source)
-    transport.read(region, [TransferOp(back[a:b], a + shift) for a, b, shift in places], KV, PLENTY_S)
+    transport.read(region, [replace(pieces, memory=back)], KV, PLENTY_S)
     assert np.array_equal(back, source)
+    back[:] = 0
+    transport.read(region, [replace(pieces, memory=back, local_offsets=back_places)], KV, PLENTY_S)
+    for place, start, size in zip(back_places, starts, sizes, strict=True):
+        assert np.array_equal(back[place : place + size], source[start : start + size])
+
+
+@pytest.mark.parametrize("nbytes", [1, 672, 40_000, 300_000])
+def test_equal_pieces_of_several_memories_go_to_their_places_in_one_call(transport, nbytes, spec):
+    random, num = np.random.default_rng(6), 7
+    with (
+        closing(StagingMemory.create("peer", SMALL, -(-4 * num * nbytes // SMALL.slot_bytes))) as peer,
+        closing(open_region_server(spec)) as server,
+    ):
+        region, ours = server.register(peer), [random.integers(1, 256, (num, nbytes), np.uint8) for _ in "ab"]
+        places = random.permutation(4 * num)[: 2 * num].reshape(2, num) * nbytes
+        rows = np.arange(num) * nbytes
+        lists = [
+            TransferList.equal(one.reshape(-1), rows, there, nbytes)
+            for one, there in zip(ours, places, strict=True)
+        ]
+        assert sum(moves.nbytes for moves in lists) == 2 * num * nbytes
+        transport.write(region, lists, KV, PLENTY_S)
+        wanted = np.zeros_like(peer.buffer)
+        for one, there in zip(ours, places, strict=True):
+            for piece, start in zip(one, there, strict=True):
+                wanted[start : start + nbytes] = piece
+        assert np.array_equal(peer.buffer, wanted)
+        backs = [replace(moves, memory=np.zeros_like(moves.memory)) for moves in lists]
+        transport.read(region, backs, KV, PLENTY_S)
+        for one, moves in zip(ours, backs, strict=True):
+            assert np.array_equal(one.reshape(-1), moves.memory)
 
 
 def test_an_empty_list_is_fine(transport, region):
     transport.write(region, [], KV, PLENTY_S)
-    transport.read(region, [TransferOp(empty(0), 8)], KV, PLENTY_S)
+    transport.read(region, [TransferList.piece(empty(0), 8)], KV, PLENTY_S)
 
 
 def test_a_caller_may_have_all_the_time_in_the_world(transport, peer, region):
-    transport.write(region, [TransferOp(empty(8) + 1, 0)], KV, math.inf)
+    transport.write(region, [TransferList.piece(empty(8) + 1, 0)], KV, math.inf)
     assert peer.buffer[:8].all()
 
 
-@pytest.mark.parametrize("offset", [-1, 4 * SMALL.slot_bytes - 9, 1 << 62, (1 << 64) - 5])
+@pytest.mark.parametrize("offset", [-1, 4 * SMALL.slot_bytes - 9, 1 << 62, (1 << 63) - 5])
 @pytest.mark.parametrize("verb", ["read", "write"])
 def test_a_move_outside_the_region_is_refused_and_no_byte_of_the_list_moves(
     transport, peer, region, verb, offset
 ):
-    ops = [TransferOp(empty(10) + 1, 0), TransferOp(empty(10) + 1, offset)]
+    ops = [TransferList.piece(empty(10) + 1, 0), TransferList.piece(empty(10) + 1, offset)]
     with pytest.raises(TransferError, match=rf"\[{offset}, {offset + 10}\) are outside.*{region.nbytes}"):
         getattr(transport, verb)(region, ops, KV, PLENTY_S)
     assert not peer.buffer.any()
-    assert all(op.local.all() for op in ops)
+    assert all(op.memory.all() for op in ops)
 
 
 def test_the_last_byte_of_the_region_is_inside(transport, peer, region):
-    transport.write(region, [TransferOp(empty(1) + 8, region.nbytes - 1)], KV, PLENTY_S)
+    transport.write(region, [TransferList.piece(empty(1) + 8, region.nbytes - 1)], KV, PLENTY_S)
     assert peer.buffer[-1] == 8
 
 
 def test_a_peer_that_was_killed_cannot_be_reached(transport, owner):
     owner.kill()
     with pytest.raises(TransferError, match="is gone"):
-        transport.read(owner.region, [TransferOp(empty(8), 0)], KV, PLENTY_S)
+        transport.read(owner.region, [TransferList.piece(empty(8), 0)], KV, PLENTY_S)
 
 
 def test_a_peer_that_was_killed_after_a_transfer_is_noticed(transport, owner):
-    ops = [TransferOp(empty(8), 0)]
+    ops = [TransferList.piece(empty(8), 0)]
     transport.write(owner.region, ops, KV, PLENTY_S)
     owner.kill()
     for verb in (transport.read, transport.write):
@@ -151,18 +186,18 @@ def test_a_restarted_peer_is_another_peer(transport, region, spec):
     ):
         stale = replace(region, address=server.register(restarted).address)
         with pytest.raises(TransferError, match="another incarnation"):
-            transport.write(stale, [TransferOp(empty(8) + 1, 0)], KV, PLENTY_S)
+            transport.write(stale, [TransferList.piece(empty(8) + 1, 0)], KV, PLENTY_S)
         assert not restarted.buffer.any()
 
 
 def test_an_address_of_another_transport_is_refused(transport, region):
     strange = replace(region, address="smoke:signals")
     with pytest.raises(TransferError, match="smoke:signals"):
-        transport.read(strange, [TransferOp(empty(8), 0)], KV, PLENTY_S)
+        transport.read(strange, [TransferList.piece(empty(8), 0)], KV, PLENTY_S)
 
 
 def test_a_deadline_that_is_over_stops_the_list(transport, region):
-    ops = [TransferOp(empty(8) + 1, 0)]
+    ops = [TransferList.piece(empty(8) + 1, 0)]
     with pytest.raises(TransferError, match=r"1 moves with peer .* 0.0 s"):
         transport.write(region, ops, KV, 0.0)
 
@@ -174,10 +209,13 @@ def test_many_threads_move_their_own_bytes_at_once_in_both_classes(transport, pe
         mine = peer.offset(thread % 4) + (thread // 4) * (SMALL.slot_bytes // 2)
         try:
             for i in range(rounds):
-                ops = [TransferOp(empty(300) + thread * rounds + i, mine), TransferOp(empty(9), mine + 400)]
+                ops = [
+                    TransferList.piece(empty(300) + thread * rounds + i, mine),
+                    TransferList.piece(empty(9), mine + 400),
+                ]
                 transport.write(region, ops, traffic_class, PLENTY_S)
                 back = empty(300)
-                transport.read(region, [TransferOp(back, mine)], traffic_class, PLENTY_S)
+                transport.read(region, [TransferList.piece(back, mine)], traffic_class, PLENTY_S)
                 assert set(back) == {thread * rounds + i}
         except BaseException as error:  # noqa: BLE001 - the test's own thread raises it
             errors.append(error)
@@ -198,11 +236,11 @@ def test_a_closed_transport_moves_nothing(transport, region):
     transport.close()
     transport.close()
     with pytest.raises(TransferError, match="closed"):
-        transport.read(region, [TransferOp(empty(8), 0)], KV, PLENTY_S)
+        transport.read(region, [TransferList.piece(empty(8), 0)], KV, PLENTY_S)
 
 
 def test_a_stopped_peer_costs_no_more_than_the_deadline(transport, owner):
-    ops = [TransferOp(empty(8), 0)]
+    ops = [TransferList.piece(empty(8), 0)]
     transport.read(owner.region, ops, KV, PLENTY_S)
     owner.stop()
     began_s = time.monotonic()

@@ -77,7 +77,7 @@ def _write_segment(
             os.pwrite(fd, Footer(keys, parents, array("I", [1]) * len(entries)).encode(), end)
             return
         page = np.zeros(record_header_bytes(header.layout), np.uint8)
-        nothing, no_sums = np.zeros(0, np.uint8), (0,) * header.layout.num_layers
+        nothing, no_sums = np.zeros(0, np.uint8), bytes(4 * header.layout.num_layers)
         for i, (key, parent) in enumerate(entries):
             encode_record_header(header.layout, BlockWrite(key, parent, WEIGHTS, nothing, no_sums), page)
             os.pwrite(fd, page.data, PAGE_BYTES + i * stride)

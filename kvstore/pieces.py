@@ -1,0 +1,87 @@
+"""Copies lists of small pieces between two memories with one native call for many of them.
+
+Decides how a list is cut into portions, so that whoever has a deadline can look at the clock between them.
+Pieces of equal size are elements of a view whose element is as large as a piece and begins at every byte, so
+numpy gathers and scatters them; it lets go of the GIL meanwhile.
+
+    offsets, sizes   int64 [pieces], in bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.transport import Bytes, Offsets
+
+PORTION_BYTES = 256 << 10
+"""What is copied at once: it stays in the cache between gathering and scattering."""
+
+
+def copy_pieces(
+    destination: Bytes, to_offsets: Offsets, source: Bytes, from_offsets: Offsets, sizes: Offsets
+) -> Iterator[int]:
+    """Copy each piece to its place; yields, before each portion, how many pieces are done.
+
+    All pieces must lie inside their memories; those of the destination must not overlap.
+    """
+    num_done = 0
+    for nbytes, members in _by_size(sizes):
+        to, start = to_offsets[members], from_offsets[members]
+        step = max(1, PORTION_BYTES // max(nbytes, 1))
+        for first in range(0, len(to), step):
+            yield num_done
+            if nbytes:
+                _copy_equal(
+                    destination, to[first : first + step], source, start[first : first + step], nbytes
+                )
+            num_done += len(to[first : first + step])
+
+
+def copy_all(
+    destination: Bytes, to_offsets: Offsets, source: Bytes, from_offsets: Offsets, sizes: Offsets
+) -> None:
+    """Copy each piece to its place, as copy_pieces does, with nobody looking at the clock."""
+    for _ in copy_pieces(destination, to_offsets, source, from_offsets, sizes):
+        pass
+
+
+def merge_neighbours(offsets: Offsets, sizes: Offsets) -> tuple[Offsets, Offsets]:
+    """The same bytes in the same order, with pieces that follow one another directly made one."""
+    if len(offsets) < 2:
+        return offsets, sizes
+    begins = np.flatnonzero(offsets[1:] != offsets[:-1] + sizes[:-1]) + 1
+    starts = np.concatenate((np.zeros(1, np.int64), begins))
+    return offsets[starts], np.add.reduceat(sizes, starts)
+
+
+def _by_size(sizes: Offsets) -> Iterator[tuple[int, slice | Offsets]]:
+    """The sizes that occur, each with the pieces of that size."""
+    if not len(sizes):
+        return
+    if (sizes == sizes[0]).all():
+        yield int(sizes[0]), slice(None)
+        return
+    for nbytes in np.unique(sizes):
+        yield int(nbytes), np.flatnonzero(sizes == nbytes)
+
+
+def _copy_equal(destination: Bytes, to: Offsets, source: Bytes, start: Offsets, nbytes: int) -> None:
+    if len(to) == 1:
+        np.copyto(destination[to[0] : to[0] + nbytes], source[start[0] : start[0] + nbytes])
+    else:
+        _windows(destination, nbytes)[to] = _windows(source, nbytes)[start]
+
+
+def _windows(memory: Bytes, nbytes: int) -> npt.NDArray[np.void]:
+    """Element i is the `nbytes` bytes at byte i."""
+    assert memory.flags.c_contiguous, memory.strides
+    return np.ndarray((memory.nbytes - nbytes + 1,), _void(nbytes), memory.data, strides=(1,))
+
+
+@lru_cache(maxsize=256)
+def _void(nbytes: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, nbytes))
