@@ -70,10 +70,25 @@ def _by_size(sizes: Offsets) -> Iterator[tuple[int, slice | Offsets]]:
 
 
 def _copy_equal(destination: Bytes, to: Offsets, source: Bytes, start: Offsets, nbytes: int) -> None:
-    if len(to) == 1:
-        np.copyto(destination[to[0] : to[0] + nbytes], source[start[0] : start[0] + nbytes])
+    to_row, from_row = _row(destination, to, nbytes), _row(source, start, nbytes)
+    if to_row is not None and from_row is not None:
+        np.copyto(to_row, from_row)
+    elif to_row is not None:
+        to_row.view(_void(nbytes))[:] = _windows(source, nbytes)[start]
+    elif from_row is not None:
+        _windows(destination, nbytes)[to] = from_row.view(_void(nbytes))
     else:
         _windows(destination, nbytes)[to] = _windows(source, nbytes)[start]
+
+
+def _row(memory: Bytes, offsets: Offsets, nbytes: int) -> Bytes | None:
+    """The pieces of `nbytes` as one, where they follow one another directly."""
+    first, last, num_steps = int(offsets[0]), int(offsets[-1]), len(offsets) - 1
+    if last - first != num_steps * nbytes:
+        return None
+    if num_steps > 1 and not (offsets[1:] - offsets[:-1] == nbytes).all():
+        return None
+    return memory[first : last + nbytes]
 
 
 def _windows(memory: Bytes, nbytes: int) -> npt.NDArray[np.void]:

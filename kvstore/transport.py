@@ -76,12 +76,10 @@ def require_inside(region: RegionHandle, lists: Sequence[TransferList]) -> None:
         if not len(sizes):
             continue
         # No sums: that of two large numbers may wrap round to a small one.
-        assert sizes.min() >= 0, sizes.min()
-        assert local.min() >= 0, local.min()
-        assert (local <= moves.memory.nbytes - sizes).all(), "a piece is outside its own memory"
-        outside = (remote < 0) | (remote > region.nbytes - sizes)
-        if outside.any():
-            first = int(outside.argmax())
+        assert min(sizes.min(), local.min()) >= 0, "a piece begins before its own memory, or has no size"
+        assert (moves.memory.nbytes - sizes - local).min() >= 0, "a piece is outside its own memory"
+        if remote.min() < 0 or (region.nbytes - sizes - remote).min() < 0:
+            first = int(((remote < 0) | (remote > region.nbytes - sizes)).argmax())
             start, nbytes = int(remote[first]), int(sizes[first])
             raise TransferError(
                 f"bytes [{start}, {start + nbytes}) are outside "

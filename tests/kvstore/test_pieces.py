@@ -1,0 +1,62 @@
+"""Lists of pieces between two memories: every byte in its place, no other touched."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvstore.pieces import PORTION_BYTES, copy_all, copy_pieces, merge_neighbours
+
+
+def columns(*rows):
+    return (np.array(row, np.int64) for row in rows)
+
+
+@st.composite
+def pieces(draw):
+    """Sizes, and where the pieces lie in two memories: apart or side by side, in any order."""
+    sizes = draw(st.lists(st.integers(0, 9), max_size=12))
+    equal = draw(st.booleans())
+    sizes = [sizes[0]] * len(sizes) if sizes and equal else sizes
+
+    def places():
+        order, gaps = draw(st.permutations(range(len(sizes)))), draw(st.sampled_from([0, 3]))
+        starts, end = [0] * len(sizes), 0
+        for index in order:
+            starts[index], end = end, end + sizes[index] + gaps
+        return starts
+
+    return sizes, places(), places()
+
+
+@given(pieces())
+def test_every_piece_is_copied_to_its_place_and_nothing_else_changes(drawn):
+    sizes, to, start = drawn
+    source = np.random.default_rng(0).integers(1, 256, 200, np.uint8)
+    destination = np.zeros(200, np.uint8)
+    wanted = destination.copy()
+    for nbytes, there, here in zip(sizes, to, start, strict=True):
+        wanted[there : there + nbytes] = source[here : here + nbytes]
+    to_offsets, from_offsets, lengths = columns(to, start, sizes)
+    copy_all(destination, to_offsets, source, from_offsets, lengths)
+    assert np.array_equal(destination, wanted)
+
+
+@pytest.mark.parametrize(("nbytes", "num_portions"), [(PORTION_BYTES, 3), (PORTION_BYTES // 2, 2), (8, 1)])
+def test_a_list_is_copied_in_portions_between_which_one_may_stop(nbytes, num_portions):
+    source, destination = np.ones(3 * nbytes, np.uint8), np.zeros(3 * nbytes, np.uint8)
+    (offsets,) = columns([0, nbytes, 2 * nbytes])
+    copying = copy_pieces(destination, offsets, source, offsets, np.full(3, nbytes))
+    assert next(copying) == 0
+    assert not destination.any()
+    assert len(list(copying)) == num_portions - 1
+    assert destination.all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 5)), max_size=12))
+def test_merged_neighbours_are_the_same_bytes_in_the_same_order(drawn):
+    offsets, sizes = columns([place for place, _ in drawn], [nbytes for _, nbytes in drawn])
+    merged = zip(*merge_neighbours(offsets, sizes), strict=True)
+    assert [byte for a, n in merged for byte in range(a, a + n)] == [
+        byte for a, n in drawn for byte in range(a, a + n)
+    ]
