@@ -163,7 +163,7 @@ class Persistence:
         freed = []
         while self.copying:
             outgoing, slot = self._outgoing.popleft(), self._reserve.popleft()
-            self._traffic.store_blocks(pool, [outgoing.block], [slot])
+            self._traffic.store_block(pool[:, outgoing.block], slot)
             self._events.call_soon_threadsafe(self._write_generated, outgoing, slot)
             if outgoing.request_id in self._ended:
                 freed.append(outgoing.block)

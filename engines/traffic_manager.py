@@ -86,7 +86,7 @@ class TrafficManager:
     def load_blocks(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """Copy the Full Blocks in `slots` to `blocks` of `pool` [layers, blocks, block_tokens, elements]."""
         if self._device.type == "cpu":
-            self._copy_pool(pool, blocks, slots, to_pool=True)
+            self._copy_into(pool, blocks, slots)
         else:
             places = torch.tensor(blocks, device=self._device)
             here = np.array(slots, np.int64)
@@ -100,14 +100,10 @@ class TrafficManager:
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
-    def store_blocks(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
-        """Copy `blocks` of `pool` [layers, blocks, block_tokens, elements] into own slots, and wait."""
-        if self._device.type == "cpu":
-            self._copy_pool(pool, blocks, slots, to_pool=False)
-        else:
-            for block, slot in zip(blocks, slots, strict=True):
-                self._slots[slot].copy_(pool[:, block])
-        self._count(Hop.DEVICE_TO_HOST, len(slots) * self._layout.full_block_bytes)
+    def store_block(self, source: Tensor, slot: int) -> None:
+        """Copy `source` [layers, block_tokens, elements] into a slot of the own node, and wait."""
+        self._slots[slot].copy_(source)
+        self._count(Hop.DEVICE_TO_HOST, self._layout.full_block_bytes)
 
     def to_host(self, source: Tensor) -> Tensor:
         """`source` in host memory, ready to be sent; on a CPU device it is `source` itself."""
@@ -201,19 +197,14 @@ class TrafficManager:
         self._gather(slots, layer, into)
         return into
 
-    def _copy_pool(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int], *, to_pool: bool) -> None:
-        """All layers of blocks of a pool in host memory, to or from own slots, in one list."""
+    def _copy_into(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        """All layers of all blocks as one list, to a pool in host memory."""
         num_layers, step = self._layout.num_layers, self._layout.layer_block_bytes
-        layers = np.arange(num_layers, dtype=np.int64)
-        memory, staging = pool.view(torch.uint8).view(-1).numpy(), self.staging.buffer
-        in_pool = np.array(blocks, np.int64)[:, None] * step + layers * (memory.nbytes // num_layers)
-        in_slots = self._places(np.array(slots, np.int64)[:, None], layers)
-        places, slot_places = in_pool.reshape(-1), in_slots.reshape(-1)
-        sizes = np.full(len(places), step, np.int64)
-        if to_pool:
-            copy_all(memory, places, staging, slot_places, sizes)
-        else:
-            copy_all(staging, slot_places, memory, places, sizes)
+        memory, layers = pool.view(torch.uint8).view(-1).numpy(), np.arange(num_layers, dtype=np.int64)
+        to = np.array(blocks, np.int64)[:, None] * step + layers * (memory.nbytes // num_layers)
+        start = self._places(np.array(slots, np.int64)[:, None], layers)
+        sizes = np.full(to.size, step, np.int64)
+        copy_all(memory, to.reshape(-1), self.staging.buffer, start.reshape(-1), sizes)
 
     def _places(self, slots: Offsets, layer: int | Offsets) -> Offsets:
         """Byte offsets of `layer` of each slot, in any node's staging memory."""
