@@ -1,4 +1,4 @@
-"""One engine's data paths over two nodes' staging memories: every byte in its place, and no wrong one taken."""
+"""One engine's data paths over two nodes' staging memories: every byte in its place, none that is wrong."""
 
 from __future__ import annotations
 
