@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.checksum import block_checksums, checksum
+from kvstore.checksum import checksum, combine
 from kvstore.errors import LayoutError
 from kvstore.keys import KEY_BYTES, BlockKey, WeightsId
 from kvstore.layout import PAGE_BYTES, BlockLayout, KVFormat, KVGroup
@@ -158,7 +158,7 @@ def encode_record_header(layout: BlockLayout, write: BlockWrite, into: Bytes) ->
     assert len(write.key) == len(write.parent) == KEY_BYTES, (write.key, write.parent)
     assert len(sums) == layout.num_layers * _CRC.size, (len(sums), layout.num_layers)
     into[:] = 0
-    block_checksum = int(block_checksums(layout, [sums])[0])
+    block_checksum = combine(np.frombuffer(sums, "<u4").tolist(), layout.layer_block_bytes)
     shape = (layout.full_block_bytes, layout.num_layers)
     _RECORD.pack_into(into.data, 0, 0, _RECORD_MAGIC, write.key, write.parent, *shape, block_checksum)
     into[_RECORD.size : _RECORD.size + len(sums)] = np.frombuffer(sums, np.uint8)

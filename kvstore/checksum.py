@@ -107,9 +107,16 @@ def pack_sums(sums: Sums) -> bytes:
 
 
 def combine(sums: Iterable[int], nbytes: int) -> int:
-    """CRC32C of pieces of `nbytes` each, back to back, from the CRC32C of every piece."""
-    column = np.fromiter(sums, np.uint32)[:, None]
-    return int(combine_columns(column, nbytes)[0])
+    """CRC32C of pieces of `nbytes` each, back to back, from the CRC32C of every piece.
+
+    For a single row of pieces; `combine_columns` is for many at once.
+    """
+    byte0, byte1, byte2, byte3 = _table_rows(nbytes)
+    crc = 0
+    for piece in sums:
+        extended = byte0[crc & 255] ^ byte1[crc >> 8 & 255] ^ byte2[crc >> 16 & 255] ^ byte3[crc >> 24]
+        crc = extended ^ piece
+    return crc
 
 
 def combine_columns(sums: Sums, nbytes: int) -> Sums:
@@ -142,6 +149,12 @@ def _tables(nbytes: int) -> tuple[Sums, Sums, Sums, Sums]:
         return values
 
     return table(0), table(8), table(16), table(24)
+
+
+@lru_cache(maxsize=16)
+def _table_rows(nbytes: int) -> list[list[int]]:
+    """The tables as Python's own numbers, which are quicker one by one."""
+    return [table.tolist() for table in _tables(nbytes)]
 
 
 @lru_cache(maxsize=1024)

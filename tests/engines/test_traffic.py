@@ -91,6 +91,8 @@ READERS = {
     "BlockWrite",
     "damaged_blocks",
 }
+COPIER = "kvstore.pieces"
+"""Whoever imports it copies bytes."""
 VIEWS = {"slot", "layer_block", "tokens", "buffer"}
 
 
@@ -100,6 +102,8 @@ def strays(source: str, name: str) -> list[str]:
     parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
     found = []
     for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == COPIER and name not in MAY_MOVE_BYTES:
+            found.append(f"{name}:{node.lineno} {ast.unparse(node)}")
         if not isinstance(node, ast.Attribute):
             continue
         owner = ast.unparse(node.value).split(".")[-1]
@@ -149,6 +153,7 @@ def test_no_module_but_the_traffic_manager_moves_bytes(path: Path) -> None:
         "view = staging.tokens(3, 1, 0, 8)",
         "staging.slot(3).fill(0)",
         "self._traffic._slots[3] = block",
+        "from kvstore.pieces import copy_all",
     ],
 )
 def test_a_way_around_the_traffic_manager_is_seen(source: str) -> None:
