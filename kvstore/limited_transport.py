@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from kvstore.errors import TransferError
 from kvstore.limiter import Lane, Nic, carry
 from kvstore.traffic import TrafficClass
-from kvstore.transport import RegionHandle, TransferOp, Transport
+from kvstore.transport import RegionHandle, TransferList, Transport
 
 
 class LimitedTransport:
@@ -25,26 +25,26 @@ class LimitedTransport:
     def read(
         self,
         region: RegionHandle,
-        ops: Sequence[TransferOp],
+        lists: Sequence[TransferList],
         traffic_class: TrafficClass,
         deadline_s: float,
     ) -> None:
         since_s = time.monotonic()
-        self._transport.read(region, ops, traffic_class, deadline_s)
+        self._transport.read(region, lists, traffic_class, deadline_s)
         lanes = [self._own.inbound, *self._peer_lanes(region, lambda nic: nic.outbound)]
-        _pass(lanes, ops, traffic_class, since_s, deadline_s)
+        _pass(lanes, lists, traffic_class, since_s, deadline_s)
 
     def write(
         self,
         region: RegionHandle,
-        ops: Sequence[TransferOp],
+        lists: Sequence[TransferList],
         traffic_class: TrafficClass,
         deadline_s: float,
     ) -> None:
         since_s = time.monotonic()
-        self._transport.write(region, ops, traffic_class, deadline_s)
+        self._transport.write(region, lists, traffic_class, deadline_s)
         lanes = [self._own.outbound, *self._peer_lanes(region, lambda nic: nic.inbound)]
-        _pass(lanes, ops, traffic_class, since_s, deadline_s)
+        _pass(lanes, lists, traffic_class, since_s, deadline_s)
 
     def close(self) -> None:
         self._transport.close()
@@ -56,12 +56,12 @@ class LimitedTransport:
 
 def _pass(
     lanes: Sequence[Lane],
-    ops: Sequence[TransferOp],
+    lists: Sequence[TransferList],
     traffic_class: TrafficClass,
     since_s: float,
     deadline_s: float,
 ) -> None:
-    nbytes = sum(op.local.nbytes for op in ops)
+    nbytes = sum(moves.nbytes for moves in lists)
     carried = carry(lanes, nbytes, traffic_class, since_s=since_s, end_s=since_s + deadline_s)
     if carried < nbytes:
         raise TransferError(

@@ -13,7 +13,7 @@ from kvstore.limiter import NodeLimiter
 from kvstore.shm_transport import SharedMemoryTransport
 from kvstore.staging import StagingMemory
 from kvstore.traffic import TrafficClass
-from kvstore.transport import TransferOp
+from kvstore.transport import TransferList
 from tests.kvstore.kv_blocks import PLENTY_S, SMALL, random_block
 
 KV, MODEL = TrafficClass.KV, TrafficClass.MODEL
@@ -55,22 +55,22 @@ def charged(nics, traffic_class=KV):
 def test_bytes_arrive_and_both_ends_are_charged_in_the_direction_they_went(transport, peer, nics):
     block, back = random_block(SMALL, 1), np.zeros(SMALL.slot_bytes, np.uint8)
     region, nbytes = peer.handle.region(), SMALL.slot_bytes
-    transport.write(region, [TransferOp(block, 0)], KV, PLENTY_S)
+    transport.write(region, [TransferList.piece(block, 0)], KV, PLENTY_S)
     assert charged(nics) == [0, nbytes, nbytes, 0]
-    transport.read(region, [TransferOp(back, 0)], MODEL, PLENTY_S)
+    transport.read(region, [TransferList.piece(back, 0)], MODEL, PLENTY_S)
     assert np.array_equal(back, block)
     assert charged(nics, MODEL) == [nbytes, 0, 0, nbytes]
 
 
 def test_what_the_nics_would_carry_too_late_has_failed(transport, peer, nics):
     nics[1].set_rate(1000)
-    ops = [TransferOp(random_block(SMALL, 1), 0)]
+    lists = [TransferList.piece(random_block(SMALL, 1), 0)]
     with pytest.raises(TransferError, match="the compute NICs would have carried 0 of"):
-        transport.write(peer.handle.region(), ops, KV, 0.05)
+        transport.write(peer.handle.region(), lists, KV, 0.05)
 
 
 def test_a_move_that_fails_costs_nothing(transport, peer, nics):
-    ops = [TransferOp(random_block(SMALL, 1), peer.handle.nbytes)]
+    lists = [TransferList.piece(random_block(SMALL, 1), peer.handle.nbytes)]
     with pytest.raises(TransferError, match="outside"):
-        transport.write(peer.handle.region(), ops, KV, PLENTY_S)
+        transport.write(peer.handle.region(), lists, KV, PLENTY_S)
     assert charged(nics) == [0, 0, 0, 0]
