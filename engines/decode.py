@@ -40,6 +40,7 @@ from engines.types import (
     GenerateResult,
     HandOver,
     PhaseSeconds,
+    PromptKeys,
     RequestId,
     SlotId,
 )
@@ -71,6 +72,10 @@ class _Running:
     @property
     def request_id(self) -> RequestId:
         return self.turn.placement.request_id
+
+    @property
+    def prompt(self) -> PromptKeys:
+        return PromptKeys(self.turn.chain_root, self.turn.keys)
 
 
 class DecodeEngine(Engine):
@@ -296,7 +301,10 @@ class DecodeEngine(Engine):
         return list(by_position.values())
 
     def _decode(self, batch: list[_Running]) -> None:
-        rows = [DecodeRow(running.token_ids[-1], running.position, running.table) for running in batch]
+        rows = [
+            DecodeRow(running.token_ids[-1], running.position, running.table, running.prompt)
+            for running in batch
+        ]
         logits = self._runner.decode(rows)
         sampled = sample(logits, [self._spec(running) for running in batch])
         now_s = time.monotonic()

@@ -5,6 +5,7 @@ EngineError
 |- RequestRefused     a request that could never fit or is out of date; nothing was reserved
 |- PlacementTimeout   no place was found by the deadline; nothing is reserved
 |- EngineFailed       an engine or node did not answer or broke; the turn may be tried elsewhere
+|- KVDamaged          KV in HBM is not what was written for the prompt; the runner must not go on
 `- TurnFailed         a turn failed on every attempt; nothing of it is reserved
 """
 
@@ -29,6 +30,10 @@ class PlacementTimeout(EngineError):
 
 class EngineFailed(EngineError):
     """An engine or node did not answer or broke."""
+
+
+class KVDamaged(EngineError):
+    """KV in HBM that is not what was written for the prompt: the data path is at fault."""
 
 
 class TurnFailed(EngineError):

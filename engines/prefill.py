@@ -37,6 +37,7 @@ from engines.types import (
     PhaseSeconds,
     Placement,
     PrefillJob,
+    PromptKeys,
     ReadSide,
     RequestId,
 )
@@ -286,7 +287,14 @@ class PrefillEngine(Engine):
 
     def _run(self, batch: list[_Ready]) -> None:
         started_s = time.monotonic()
-        rows = [PrefillRow(ready.job.placement.hit_tokens, ready.job.miss_ids) for ready in batch]
+        rows = [
+            PrefillRow(
+                ready.job.placement.hit_tokens,
+                ready.job.miss_ids,
+                PromptKeys(ready.job.chain_root, ready.job.keys),
+            )
+            for ready in batch
+        ]
         shape = BatchShape(tuple(row.hit_tokens for row in rows), tuple(len(row.token_ids) for row in rows))
         buffers = self._runner.new_buffer(shape), self._runner.new_buffer(shape)
         feed = PrefillFeed(

@@ -14,12 +14,12 @@ import torch
 from engines.config import EnginesConfig
 from engines.decode import DecodeEngine
 from engines.engine import EngineParts
-from engines.errors import ModelUnsupported
+from engines.model.paced_runner import PacedRunner
 from engines.model.paced_spec import PacedSpec
 from engines.model.runner import ModelRunner
 from engines.model.tokenizer import load_tokenizer
 from engines.prefill import PrefillEngine
-from engines.stopping import Decoder
+from engines.stopping import Decoder, IdsOnly
 from engines.types import EngineId, Weights
 from kvstore.open_transport import TransportSpec, open_transport
 
@@ -51,7 +51,9 @@ class EngineSpec:
 
     def _open_model(self) -> tuple[ModelRunner, Decoder]:
         if self.config.kind == "paced":
-            raise ModelUnsupported("paced engines have no runner yet")
+            assert self.paced is not None, "a paced engine needs a PacedSpec"
+            torch.set_num_threads(self.config.threads)
+            return PacedRunner(self.paced, self.block_tokens), IdsOnly()
         runner = open_runner(self.config, self.model_path, self.block_tokens)
         return runner, load_tokenizer(self.model_path)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
 
-from kvstore.keys import BlockKey, WeightsId
+from kvstore.keys import KEY_BYTES, BlockKey, WeightsId
 from kvstore.pickled_by_fields import pickled_by_fields
 from kvstore.prefix_index import IndexedBlock
 from kvstore.store import BlockLocation
@@ -245,6 +245,19 @@ class HitLost:
     lost_keys: tuple[BlockKey, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PromptKeys:
+    """Which context a prompt is, block by block."""
+
+    chain_root: BlockKey
+    """Parent key of the first block; it differs between weights."""
+    keys: tuple[BlockKey, ...]
+    """Keys of the whole blocks, in order."""
+
+
+NO_KEYS = PromptKeys(BlockKey(bytes(KEY_BYTES)), ())
+
+
 @pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class BlockLoad:
@@ -428,6 +441,21 @@ class NodeBytes:
     @property
     def storage_total(self) -> int:
         return self.read_prefill_side + self.read_decode_side + self.written
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One step of a runner that models its times."""
+
+    started_s: float
+    """On the host's monotonic clock."""
+    duration_s: float
+    """Waiting for KV included."""
+    attention_s: float
+    """Attention's part of what was computed, all layers; 0 for a decode step."""
+    new_tokens: int
+    kv_tokens: int
+    """Tokens that were attended to."""
 
 
 @dataclass(slots=True)

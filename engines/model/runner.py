@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engines.types import BlockId, TokenCounts
+from engines.types import NO_KEYS, BlockId, PromptKeys, TokenCounts
 from kvstore.layout import BlockLayout
 
 NamedArray = tuple[str, npt.NDArray[np.generic]]
@@ -34,6 +34,8 @@ class PrefillRow:
 
     hit_tokens: int
     token_ids: array[int]
+    prompt: PromptKeys = NO_KEYS
+    """Which context it is, for a runner that checks the KV it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class DecodeRow:
     token_id: int
     position: int
     block_table: Sequence[BlockId]
+    prompt: PromptKeys = NO_KEYS
+    """The context it began with, for a runner that checks the KV it is given."""
 
 
 class ModelRunner(Protocol):
