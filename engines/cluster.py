@@ -246,6 +246,8 @@ async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[N
         await cluster.scheduler.register_node(node_id, handles[node_id].num_slots, cluster.layout)
     regions = {node_id: await node.region() for node_id, node in cluster.nodes.items()}
     await _share_nics(cluster, engine_ids)
+    if cluster.spec.engines.group_lockstep:
+        await _share_rounds(list(cluster.prefill_engines.values()))
     for engine_id, engine in cluster.decode_engines.items():
         node_id, role = engine_ids[engine_id]
         info = EngineInfo(engine_id, node_id, role, kv_tokens=await engine.kv_tokens())
@@ -261,6 +263,13 @@ async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[N
             regions,
         )
         await cluster.scheduler.register_engine(EngineInfo(engine_id, node_id, role), 0)
+
+
+async def _share_rounds(engines: Sequence[Any]) -> None:
+    """Make `engines` one group, whose forwards end together."""
+    first, *others = engines
+    handle = await first.lead_rounds()
+    await asyncio.gather(*(engine.join_rounds(handle) for engine in others))
 
 
 async def _share_nics(

@@ -38,6 +38,9 @@ class EnginesConfig:
     """Nodes whose engines generate."""
     decode_engines_per_node: int
     """Decode engines on each of them."""
+    group_lockstep: bool
+    """Whether the prefill engines of a paced run form one expert-parallel group: a forward then ends when the
+    slowest of them is through with its own."""
     prefill_batch_tokens: int
     """Most miss tokens in one prefill batch, padding counted."""
     burst_linger_s: float

@@ -15,13 +15,14 @@ from engines.config import EnginesConfig
 from engines.engine_loop import EngineLoop
 from engines.engine_nics import EngineNics, NicsHandle
 from engines.errors import RequestRefused
-from engines.model.runner import ModelRunner, NamedArray
+from engines.model.forward_rounds import ForwardRounds, SharedRounds
+from engines.model.runner import GroupLinks, ModelRunner, NamedArray
 from engines.stopping import Decoder
 from engines.traffic_manager import TrafficManager, open_traffic_manager
-from engines.types import EngineId, Placement, TokenCounts, Weights
+from engines.types import EngineId, Forward, Placement, TokenCounts, Weights
 from kvstore.layout import BlockLayout
 from kvstore.staging import StagingHandle
-from kvstore.transport import Transport
+from kvstore.transport import RegionHandle, Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Engine(ABC):
         self._weights = parts.weights
         self._job_seed = parts.job_seed
         self._nics: EngineNics | None = None
+        self._rounds: ForwardRounds | None = None
         self._traffic: TrafficManager
         self._events: asyncio.AbstractEventLoop
         self._open = ExitStack()
@@ -61,10 +63,27 @@ class Engine(ABC):
         self._nics = EngineNics(handle)
         self._open.callback(self._nics.close)
 
+    async def lead_rounds(self) -> RegionHandle:
+        """Begin a group whose forwards end together; the others get what this returns."""
+        return self._share(SharedRounds.create(self._engine_id))
+
+    async def join_rounds(self, handle: RegionHandle) -> None:
+        """Compute in the rounds of another engine's group; before the engine is connected."""
+        self._share(SharedRounds.attach(handle))
+
+    def _share(self, shared: SharedRounds) -> RegionHandle:
+        self._open.callback(shared.close)
+        self._rounds = shared.rounds()
+        return shared.handle
+
+    def _send_collective(self, nbytes: int) -> None:
+        self._traffic.model_traffic(nbytes, self._config.step_deadline_s)
+
     def _map(self, staging: StagingHandle) -> None:
         """Map the own node's memory and bind to the running event loop; before `self._loop.start()`."""
         self._traffic = open_traffic_manager(staging, self._transport, self._runner, self._nics)
         self._open.callback(self._traffic.close)
+        self._runner.link(GroupLinks(self._send_collective, self._rounds))
         self._events = asyncio.get_running_loop()
 
     async def layout(self) -> BlockLayout:
@@ -80,6 +99,10 @@ class Engine(ABC):
 
     async def counts(self) -> TokenCounts:
         return self._runner.counts
+
+    async def forwards(self) -> tuple[Forward, ...]:
+        """The last steps of a runner that models its times."""
+        return self._runner.forwards
 
     async def moved_bytes(self) -> dict[str, int]:
         """Bytes moved since the start, by hop."""

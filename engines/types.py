@@ -456,6 +456,8 @@ class Forward:
     new_tokens: int
     kv_tokens: int
     """Tokens that were attended to."""
+    round: int = 0
+    """The group's round that it was part of, from 1; 0 where engines form no group."""
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engines.model.kv_pattern import VOCABULARY, ContextCheck, KVPattern, Words
 from engines.model.paced_spec import WORD_BYTES, PacedSpec
-from engines.model.runner import BatchShape, DecodeRow, LayerFeed, NamedArray, PrefillRow
+from engines.model.runner import BatchShape, DecodeRow, GroupLinks, LayerFeed, NamedArray, PrefillRow
 from engines.scheduling.estimate import PromptWork
 from engines.types import BlockId, Forward, TokenCounts
 
@@ -65,6 +65,9 @@ class PacedRunner:
         self._checked: dict[BlockId, tuple[int, int]] = {}
         """By a row's first pool block: the position it feeds next and the chain before it."""
         self._decoded_s = 0.0
+        self._links = GroupLinks(_send_nowhere, None)
+        self._prefill_bytes = spec.collective_bytes(prefill=True)
+        self._decode_bytes = self.layout.num_layers * spec.collective_bytes(prefill=False)
         self._forwards: deque[Forward] = deque(maxlen=_KEPT_FORWARDS)
 
     @property
@@ -76,6 +79,9 @@ class PacedRunner:
         """The last steps, oldest first."""
         return tuple(self._forwards)
 
+    def link(self, links: GroupLinks) -> None:
+        self._links = links
+
     # -- prefill -------------------------------------------------------------------------------------
 
     def prefill(self, rows: Sequence[PrefillRow], feed: LayerFeed) -> Tensor:
@@ -85,6 +91,7 @@ class PacedRunner:
             work += PromptWork.of(row.hit_tokens, len(row.token_ids))
         layer_s = self._times.layer_s(work)
         prompts = [_Prompt(self._pattern, row, self.layout.block_tokens) for row in rows]
+        round_number = self._join_round(self.layout.num_layers * layer_s)
         started_s = end_s = self._pace.clock()
         for layer in range(self.layout.num_layers):
             asked_s = self._pace.clock()
@@ -96,9 +103,12 @@ class PacedRunner:
                     prompt.check(row_words, layer)
                 prompt.write(row_words[hit_columns:], layer)
             end_s = (came_s if came_s - asked_s > _WAITED_S else end_s) + layer_s
+            end_s = max(end_s, self._send(self._prefill_bytes * work.new_tokens))
             self._pace.until(end_s)
+            num_left = self.layout.num_layers - 1 - layer
+            self._keep_round(round_number, end_s + num_left * layer_s, is_last=num_left == 0)
             feed.store(layer)
-        self._record(started_s, work.new_tokens, work.kv_tokens, self._attention_s(work))
+        self._record(started_s, work.new_tokens, work.kv_tokens, self._attention_s(work), round_number)
         self.counts.prompt += work.new_tokens
         self.counts.first += len(rows)
         return self._logits(np.array([prompt.last for prompt in prompts], np.uint64))
@@ -107,6 +117,31 @@ class PacedRunner:
         size = (len(shape.hit_tokens), shape.columns, self.layout.token_bytes)
         # Zeroed, or a hit that was never loaded might be found in what an earlier batch left behind.
         return torch.zeros(size, dtype=torch.uint8)
+
+    def _join_round(self, forward_s: float) -> int:
+        """Return when the group lets a forward begin."""
+        rounds = self._links.rounds
+        if rounds is None:
+            return 0
+        while (number := rounds.join(self._pace.clock(), forward_s)) is None:
+            self._pace.until(rounds.end_s())
+        return number
+
+    def _keep_round(self, number: int, end_s: float, *, is_last: bool) -> None:
+        """Tell the group when this forward will end; after its last layer, wait for the slowest."""
+        rounds = self._links.rounds
+        if rounds is None:
+            return
+        rounds.extend(number, end_s)
+        while is_last and self._pace.clock() < (until_s := rounds.end_s(number)):
+            self._pace.until(until_s)
+
+    def _send(self, nbytes: float) -> float:
+        """Have the collectives' bytes pass while the layer runs; when they had."""
+        if not nbytes:
+            return 0.0
+        self._links.send(round(nbytes))
+        return self._pace.clock()
 
     def _attention_s(self, work: PromptWork) -> float:
         return self.layout.num_layers * self._times.attention_s(work)
@@ -126,7 +161,10 @@ class PacedRunner:
         started_s = self._decoded_s if follows else asked_s
         chain_B = self._feed(rows)
         context_tokens = sum(row.position + 1 for row in rows)
-        self._decoded_s = started_s + self._times.decode_s(len(rows), context_tokens)
+        sending_s = self._pace.clock()
+        sent_s = self._send(self._decode_bytes * len(rows))
+        late_s = sent_s - sending_s - self._times.decode_collective_s(len(rows))
+        self._decoded_s = started_s + self._times.decode_s(len(rows), context_tokens) + max(late_s, 0.0)
         self._pace.until(self._decoded_s)
         self._record(started_s, len(rows), context_tokens, 0.0)
         self.counts.decode += len(rows)
@@ -173,9 +211,9 @@ class PacedRunner:
         logits_BV[torch.arange(len(chain_B)), torch.from_numpy(self._pattern.next_ids(chain_B))] = _SURE_LOGIT
         return logits_BV
 
-    def _record(self, started_s: float, new: int, kv: int, attention_s: float) -> None:
+    def _record(self, started_s: float, new: int, kv: int, attention_s: float, number: int = 0) -> None:
         duration_s = self._pace.clock() - started_s
-        self._forwards.append(Forward(started_s, duration_s, attention_s, new, kv))
+        self._forwards.append(Forward(started_s, duration_s, attention_s, new, kv, number))
 
 
 class _Prompt:
@@ -203,6 +241,10 @@ class _Prompt:
             ids = np.frombuffer(self._row.token_ids, np.int32)
             self._chain = self._pattern.chain(self._hit.last, ids)
         words[: len(self._chain)] = self._pattern.words(self._chain, layer)
+
+
+def _send_nowhere(nbytes: int) -> None:
+    pass
 
 
 def _words(buffer: Tensor) -> Words:

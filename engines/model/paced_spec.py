@@ -41,6 +41,11 @@ class PacedSpec:
         """What bytes per token are in truth divided by; rates are to be divided by the same."""
         return self.profile.layer_bytes / self.layer_bytes
 
+    def collective_bytes(self, *, prefill: bool) -> float:
+        """Bytes of a token in one layer's collectives, as they are moved here."""
+        prefill_bytes, decode_bytes = self.profile.collective_bytes
+        return (prefill_bytes if prefill else decode_bytes) / self.effective_scale
+
     @property
     def step_times(self) -> StepTimes:
         return StepTimes(self.profile, self.time_scale)

@@ -31,17 +31,23 @@ class ModelProfile:
     forward, per new token."""
     decode_s: tuple[float, float, float]
     """Seconds of a whole decode step: per step, per request, per token of all requests' contexts."""
-    collective_bytes: int
-    """Bytes that a token sends to other GPUs in one layer's collectives. 0: the model lies on one GPU."""
+    decode_collective_s: tuple[float, float]
+    """The part of decode_s that is collectives: per step, per request."""
+    collective_bytes: tuple[int, int]
+    """Bytes that a token sends over the compute NIC in one layer's collectives: in prefill, in decode."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "num_layers")
         require_at_least(self, 8, "kv_bytes")
-        require_at_least(self, 0, "indexer_bytes", "collective_bytes")
+        require_at_least(self, 0, "indexer_bytes")
         for name in ("attention_s", "rest_s", "decode_s"):
             weights = getattr(self, name)
             if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
                 raise ValueError(f"{name} must be numbers >= 0, one of them above 0, got {list(weights)}")
+
+        for name in ("decode_collective_s", "collective_bytes"):
+            if not all(0 <= value < float("inf") for value in getattr(self, name)):
+                raise ValueError(f"{name} must be numbers >= 0, got {list(getattr(self, name))}")
 
     @property
     def layer_bytes(self) -> int:

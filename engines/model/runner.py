@@ -13,7 +13,7 @@ decode batch names blocks of the runner's own paged pool.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engines.types import NO_KEYS, BlockId, PromptKeys, TokenCounts
+from engines.model.forward_rounds import ForwardRounds
+from engines.types import NO_KEYS, BlockId, Forward, PromptKeys, TokenCounts
 from kvstore.layout import BlockLayout
 
 NamedArray = tuple[str, npt.NDArray[np.generic]]
@@ -71,6 +72,16 @@ class LayerFeed(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class GroupLinks:
+    """What a runner shares with the other GPUs of its group."""
+
+    send: Callable[[int], None]
+    """Returns when so many bytes of collectives have passed this GPU's compute NIC."""
+    rounds: ForwardRounds | None
+    """The group's prefill forwards. None: it forms no group."""
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeRow:
     """One request of a decode batch: feed `token_id` at `position`; its KV lies in `block_table`."""
 
@@ -93,6 +104,15 @@ class ModelRunner(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Element type of KV."""
+        ...
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """The last steps, oldest first, of a runner that models its times."""
+        ...
+
+    def link(self, links: GroupLinks) -> None:
+        """Before the first step; a runner whose model lies on one GPU has no use for them."""
         ...
 
     def prefill(self, rows: Sequence[PrefillRow], feed: LayerFeed) -> Tensor:

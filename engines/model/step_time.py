@@ -48,6 +48,11 @@ class StepTimes:
         once, request, context = self.profile.decode_s
         return (once + request * num_requests + context * context_tokens) / self.time_scale
 
+    def decode_collective_s(self, num_requests: int) -> float:
+        """What collectives take of such a step where nothing is in their way."""
+        once, request = self.profile.decode_collective_s
+        return (once + request * num_requests) / self.time_scale
+
 
 def _weighed(coefficients: tuple[float, ...], work: PromptWork) -> float:
     if not work.kv_tokens:

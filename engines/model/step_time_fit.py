@@ -60,6 +60,7 @@ class ProfileTimes:
     attention_s: tuple[float, ...]
     rest_s: tuple[float, ...]
     decode_s: tuple[float, ...]
+    decode_collective_s: tuple[float, ...] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,7 @@ def _ds_times(weights: dict[str, tuple[float, ...]]) -> ProfileTimes:
         attention_s=weights["DSA module, prefill"],
         rest_s=_sum(weights["experts, prefill"], shared),
         decode_s=_times(_DS_LAYERS, (*step, context)),
+        decode_collective_s=_times(_DS_LAYERS, weights["dispatch and combine, decode"]),
     )
 
 

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from engines.model.cache_format import cache_format
 from engines.model.paged_cache import PagedBatch, paged_cache
-from engines.model.runner import BatchShape, DecodeRow, LayerFeed, NamedArray, PrefillRow
+from engines.model.runner import BatchShape, DecodeRow, GroupLinks, LayerFeed, NamedArray, PrefillRow
 from engines.model.stream_cache import stream_cache
-from engines.types import TokenCounts
+from engines.types import Forward, TokenCounts
 from kvstore.layout import BlockLayout
 
 
@@ -36,6 +36,13 @@ class TransformersRunner:
     @property
     def dtype(self) -> torch.dtype:
         return self._format.dtype
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        return ()
+
+    def link(self, links: GroupLinks) -> None:
+        pass
 
     @torch.no_grad()
     def prefill(self, rows: Sequence[PrefillRow], feed: LayerFeed) -> Tensor:

@@ -30,6 +30,7 @@ ENGINES = EnginesConfig(
     prefill_engines_per_node=1,
     decode_nodes=1,
     decode_engines_per_node=1,
+    group_lockstep=False,
     prefill_batch_tokens=512,
     burst_linger_s=0.002,
     prefill_load_limit_tokens=100_000,

@@ -23,7 +23,8 @@ PROFILE = ModelProfile(
     attention_s=(1e-5, 1e-7, 1e-10, 1e-9),
     rest_s=(1e-5, 1e-7),
     decode_s=(1e-4, 1e-6, 1e-9),
-    collective_bytes=0,
+    decode_collective_s=(0.0, 0.0),
+    collective_bytes=(0, 0),
 )
 SPEC = PacedSpec(PROFILE, scale=10, time_scale=1)
 """64 bytes a token and layer."""
