@@ -101,7 +101,7 @@ class PacedRunner:
             for prompt, row_words in zip(prompts, words, strict=True):
                 if self._verify:
                     prompt.check(row_words, layer)
-                prompt.write(row_words[hit_columns:], layer)
+                prompt.compute(row_words[hit_columns:], layer)
             end_s = (came_s if came_s - asked_s > _WAITED_S else end_s) + layer_s
             end_s = max(end_s, self._send(self._prefill_bytes * work.new_tokens))
             self._pace.until(end_s)
@@ -235,7 +235,7 @@ class _Prompt:
     def check(self, words: Words, layer: int) -> None:
         self._hit.check(words[: self._row.hit_tokens], layer)
 
-    def write(self, words: Words, layer: int) -> None:
+    def compute(self, words: Words, layer: int) -> None:
         """The new tokens' KV into `words` [new columns, num_words]."""
         if self._chain is None:
             ids = np.frombuffer(self._row.token_ids, np.int32)
