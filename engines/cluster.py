@@ -23,6 +23,7 @@ from engines.engine_nics import NicsHandle
 from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
 from engines.node import NodeNics, NodeProcess
+from engines.persist_reserve import num_reserve_slots, reserve_of
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess, resolve_device
 from engines.scheduler_process import SchedulerProcess
 from engines.types import EngineId, EngineInfo, EngineRole, NodeBytes, NodeId, TokenCounts, Weights
@@ -251,8 +252,17 @@ async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[N
     for engine_id, engine in cluster.decode_engines.items():
         node_id, role = engine_ids[engine_id]
         info = EngineInfo(engine_id, node_id, role, kv_tokens=await engine.kv_tokens())
-        slots = await cluster.scheduler.register_engine(info, cluster.spec.engines.persist_slots)
-        await engine.connect(handles[node_id], cluster.nodes[node_id], cluster.scheduler, slots)
+        pack_bytes, block_bytes = cluster.spec.kvstore.pack_bytes, cluster.layout.full_block_bytes
+        num_slots = num_reserve_slots(
+            least=cluster.spec.engines.persist_slots,
+            pack_bytes=pack_bytes,
+            block_bytes=block_bytes,
+            num_slots=handles[node_id].num_slots,
+            num_engines=cluster.spec.engines.decode_engines_per_node,
+        )
+        slots = await cluster.scheduler.register_engine(info, num_slots)
+        reserve = reserve_of(slots, pack_bytes=pack_bytes, block_bytes=block_bytes)
+        await engine.connect(handles[node_id], cluster.nodes[node_id], cluster.scheduler, reserve)
     for engine_id, engine in cluster.prefill_engines.items():
         node_id, role = engine_ids[engine_id]
         await engine.connect(

@@ -54,7 +54,8 @@ class EnginesConfig:
     decode_max_requests: int
     """Most requests in one decode batch."""
     persist_slots: int
-    """Staging slots each decode engine keeps for itself to persist generated blocks from."""
+    """Staging slots each decode engine keeps for itself to persist generated blocks from, at least: where
+    blocks are smaller than kvstore.pack_bytes, two packs of them if the node has the room."""
     step_deadline_s: float
     """Longest one model step or one hand-over may take before the engine counts as failed."""
     start_deadline_s: float

@@ -19,7 +19,6 @@ import math
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -29,6 +28,7 @@ from engines.engine import Engine, EngineParts
 from engines.errors import EngineFailed
 from engines.model.runner import DecodeRow
 from engines.peers import NodePeer, SchedulerPeer
+from engines.persist_reserve import PersistReserve
 from engines.persistence import Persistence
 from engines.sampling import Sampled, SampleSpec, sample
 from engines.scheduling.burst import more_may_come
@@ -42,7 +42,6 @@ from engines.types import (
     PhaseSeconds,
     PromptKeys,
     RequestId,
-    SlotId,
 )
 from kvstore.checksum import damaged_blocks, layer_checksums
 from kvstore.keys import BlockKey, block_key
@@ -97,15 +96,15 @@ class DecodeEngine(Engine):
         staging: StagingHandle,
         node: NodePeer,
         scheduler: SchedulerPeer,
-        reserve_slots: Sequence[SlotId],
+        reserve: PersistReserve,
     ) -> None:
-        """Join the cluster and begin to serve. `reserve_slots` are this engine's own, for persisting."""
+        """Join the cluster and begin to serve. `reserve` is this engine's own, for persisting."""
         self._map(staging)
         self._persistence = Persistence(
             self._traffic,
             node,
             scheduler,
-            reserve_slots,
+            reserve,
             run_on_loop=self._loop.post,
             deadline_s=self._config.step_deadline_s,
         )

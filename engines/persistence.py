@@ -4,6 +4,12 @@
                        when it is written and copied into the pool
     generated blocks   pool block -> one of the engine's reserve slots -> store
 
+Where blocks are small, consecutive generated blocks of a turn leave together, in packs: a pack goes when it
+is full, or when its turn ends for whatever reason. Blocks wait in the pool, where a running turn has them
+anyway, so waiting takes room from nobody. A pack is at most half of the reserve, so one is filled while
+another is written. Blocks that are stored already, as the same tokens were computed before, are not written
+again.
+
 A block is expected in the index before the turn it belongs to is answered, so the agent's next turn finds it
 (read-your-writes); it is announced when it is written. A block that could not be stored is cancelled.
 Nothing the turn waits for depends on the store.
@@ -14,14 +20,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor
 
 from engines.errors import EngineFailed
 from engines.peers import NodePeer, SchedulerPeer
+from engines.persist_reserve import PersistReserve
 from engines.traffic_manager import TrafficManager
 from engines.types import (
     AnnouncedBlock,
@@ -58,6 +66,10 @@ class _OutgoingBlock:
     weights_id: WeightsId
 
 
+_Pack = list[_OutgoingBlock]
+"""Full blocks of one turn, in order."""
+
+
 class Persistence:
     """The writing side of one decode engine.
 
@@ -69,7 +81,7 @@ class Persistence:
         traffic: TrafficManager,
         node: NodePeer,
         scheduler: SchedulerPeer,
-        reserve_slots: Sequence[SlotId],
+        reserve: PersistReserve,
         *,
         run_on_loop: Callable[[Message], None],
         deadline_s: float,
@@ -86,8 +98,16 @@ class Persistence:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing: dict[RequestId, set[asyncio.Task[None]]] = {}
         # engine loop
-        self._reserve = deque(reserve_slots)
-        self._outgoing: deque[_OutgoingBlock] = deque()
+        self._reserve = deque(reserve.slots)
+        self._pack_blocks = reserve.pack_blocks
+        self._filling: dict[RequestId, _Pack] = {}
+        """The pack of each running turn that is not full yet."""
+        self._asking: list[_Pack] = []
+        """Packs of which the scheduler is asked what is stored already."""
+        self._leaving: deque[_Pack] = deque()
+        """Packs that go as soon as there are slots for them."""
+        self._needless: list[_OutgoingBlock] = []
+        """Blocks that need not be written, and have not been given back yet."""
         self._ended: set[RequestId] = set()
 
     # -- event loop ----------------------------------------------------------------------------------
@@ -110,7 +130,8 @@ class Persistence:
         self._prompts[placement.request_id] = _PromptSlots(new_slots, written, not waits_for_copy)
         await self._release(placement.request_id)
         if blocks:
-            self._write(placement.request_id, blocks, placement.weights_id, self._prompt_written)
+            storing = self._store_what_is_new(blocks, placement.weights_id)
+            self._write(placement.request_id, blocks, storing, self._prompt_written)
 
     def prompt_copied(self, request_id: RequestId) -> None:
         """The pool holds the prompt: slots need only be written now."""
@@ -140,15 +161,16 @@ class Persistence:
 
     @property
     def copying(self) -> bool:
-        """Whether a block could be copied out right now."""
-        return bool(self._outgoing and self._reserve)
+        """Whether blocks could be copied out, or given back, right now."""
+        return bool(self._needless or (self._leaving and len(self._leaving[0]) <= len(self._reserve)))
 
     def add_block(self, turn: HandOver, key: BlockKey, parent: BlockKey, block: BlockId) -> None:
-        """A pool block is full: store it when a reserve slot is free; until then it stays taken."""
+        """A pool block is full: it stays taken until its pack is copied out."""
         request_id, weights_id = turn.placement.request_id, turn.placement.weights_id
-        self._outgoing.append(_OutgoingBlock(request_id, key, parent, block, weights_id))
-        wait = asyncio.run_coroutine_threadsafe(self._scheduler.expect([key], weights_id), self._events)
-        self._events.call_soon_threadsafe(lambda: self._expected.setdefault(request_id, set()).add(wait))
+        pack = self._filling.setdefault(request_id, [])
+        pack.append(_OutgoingBlock(request_id, key, parent, block, weights_id))
+        if len(pack) >= self._pack_blocks:
+            self._send(request_id)
 
     @property
     def blocks_coming_back(self) -> bool:
@@ -156,47 +178,84 @@ class Persistence:
         return bool(self._ended)
 
     def copy_out(self, pool: Tensor) -> list[BlockId]:
-        """Copy full blocks from the pool [layers, blocks, ...] into reserve slots while there are any.
+        """Copy packs from the pool [layers, blocks, ...] into reserve slots while there are enough.
 
         Returns the blocks of ended turns this freed.
         """
-        freed = []
-        while self.copying:
-            outgoing, slot = self._outgoing.popleft(), self._reserve.popleft()
-            self._traffic.store_block(pool[:, outgoing.block], slot)
-            self._events.call_soon_threadsafe(self._write_generated, outgoing, slot)
-            if outgoing.request_id in self._ended:
-                freed.append(outgoing.block)
-        self._ended &= {outgoing.request_id for outgoing in self._outgoing}
+        gone, self._needless = self._needless, []
+        while self._leaving and len(self._leaving[0]) <= len(self._reserve):
+            pack = self._leaving.popleft()
+            slots = [self._reserve.popleft() for _ in pack]
+            for outgoing, slot in zip(pack, slots, strict=True):
+                self._traffic.store_block(pool[:, outgoing.block], slot)
+            self._events.call_soon_threadsafe(self._write_generated, pack, slots)
+            gone += pack
+        freed = [outgoing.block for outgoing in gone if outgoing.request_id in self._ended]
+        self._ended &= {outgoing.request_id for outgoing in self._outgoing()}
         return freed
 
     def blocks_being_stored(self, request_id: RequestId) -> set[BlockId]:
         """The request's pool blocks that are still to be copied out."""
-        return {o.block for o in self._outgoing if o.request_id == request_id}
+        return {o.block for o in self._outgoing() if o.request_id == request_id}
 
     def free_when_stored(self, request_id: RequestId) -> None:
-        """The request has ended: free its remaining blocks as they are copied out."""
+        """The request has ended: its last pack goes; free its remaining blocks as they are copied out."""
+        if request_id in self._filling:
+            self._send(request_id)
         if self.blocks_being_stored(request_id):
             self._ended.add(request_id)
 
+    def _send(self, request_id: RequestId) -> None:
+        """The request's pack leaves once the scheduler has said what of it is stored already."""
+        pack = self._filling.pop(request_id)
+        self._asking.append(pack)
+        wait = asyncio.run_coroutine_threadsafe(self._expect(request_id, pack), self._events)
+        self._events.call_soon_threadsafe(lambda: self._expected.setdefault(request_id, set()).add(wait))
+
+    def _leave(self, pack: _Pack, stored: Collection[BlockKey]) -> None:
+        self._asking.remove(pack)
+        self._needless += [outgoing for outgoing in pack if outgoing.key in stored]
+        unstored = [outgoing for outgoing in pack if outgoing.key not in stored]
+        if unstored:
+            self._leaving.append(unstored)
+
+    def _outgoing(self) -> Iterator[_OutgoingBlock]:
+        """Every block that keeps its place in the pool for being stored."""
+        return chain(self._needless, *self._filling.values(), *self._asking, *self._leaving)
+
     # -- inside, event loop --------------------------------------------------------------------------
 
-    def _write_generated(self, outgoing: _OutgoingBlock, slot: SlotId) -> None:
+    async def _expect(self, request_id: RequestId, pack: _Pack) -> None:
+        """Have the index expect the blocks; then the engine loop may copy out those not stored yet."""
+        stored: Collection[BlockKey] = ()
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                keys = [outgoing.key for outgoing in pack]
+                stored = await self._scheduler.expect(keys, pack[0].weights_id)
+        except (EngineFailed, TimeoutError) as error:
+            logger.warning("blocks of %s may not be found by its next turn: %s", request_id, error)
+        finally:
+            self._run_on_loop(lambda: self._leave(pack, stored))
+
+    def _write_generated(self, pack: _Pack, slots: Sequence[SlotId]) -> None:
         staging = self._traffic.staging
-        checksums = layer_checksums(staging.layout, staging.slot(slot))
-        block = BlockPersist(slot, outgoing.key, outgoing.parent, checksums)
-        self._write(outgoing.request_id, [block], outgoing.weights_id, self._reserve_written)
+        blocks = [
+            BlockPersist(slot, o.key, o.parent, layer_checksums(staging.layout, staging.slot(slot)))
+            for o, slot in zip(pack, slots, strict=True)
+        ]
+        storing = self._store(blocks, pack[0].weights_id)
+        self._write(pack[0].request_id, blocks, storing, self._reserve_written)
 
     def _write(
         self,
         request_id: RequestId,
         blocks: list[BlockPersist],
-        weights_id: WeightsId,
+        storing: Coroutine[None, None, None],
         then: Callable[[RequestId, list[SlotId]], None],
     ) -> None:
         async def write() -> None:
             try:
-                await self._store(blocks, weights_id)
+                await storing
             finally:
                 then(request_id, [block.slot for block in blocks])
 
@@ -212,7 +271,18 @@ class Persistence:
         if not writing:
             self._writing.pop(request_id, None)
 
+    async def _store_what_is_new(self, blocks: list[BlockPersist], weights_id: WeightsId) -> None:
+        """Write those of a prompt's blocks that are not stored: the last of a whole prompt often is."""
+        try:
+            stored = set(await self._scheduler.stored([block.key for block in blocks]))
+        except EngineFailed:
+            stored = set()  # to write a block again does no harm
+        new = [block for block in blocks if block.key not in stored]
+        if new:
+            await self._store(new, weights_id)
+
     async def _store(self, blocks: list[BlockPersist], weights_id: WeightsId) -> None:
+        """Write the blocks and have the index told what became of them."""
         try:
             locations = await self._node.persist(blocks, weights_id, self._deadline_s)
         except (EngineFailed, StoreError) as error:

@@ -169,10 +169,18 @@ class Scheduler:
 
     # -- the index -----------------------------------------------------------------------------------
 
-    async def expect(self, keys: Sequence[BlockKey], weights_id: WeightsId) -> None:
-        """These generated blocks are being persisted; a lookup that meets one waits for it."""
+    async def stored(self, keys: Sequence[BlockKey]) -> tuple[BlockKey, ...]:
+        """Those of `keys` that need not be written: they are stored. One that is only pending may fail."""
+        return tuple(key for key in keys if self._index.is_stored(key))
+
+    async def expect(self, keys: Sequence[BlockKey], weights_id: WeightsId) -> tuple[BlockKey, ...]:
+        """These generated blocks are being persisted, but for those returned, which are stored already.
+
+        A lookup that meets one of them waits for it.
+        """
         if weights_id == self._weights.weights_id:
             self._index.expect(keys, weights_id)
+        return await self.stored(keys)
 
     async def announce(
         self, stored: Sequence[AnnouncedBlock], failed: Sequence[BlockKey], weights_id: WeightsId

@@ -40,6 +40,9 @@ class StoreConfig:
     segment for each writer and one more, at most half the capacity."""
     segment_bytes: int
     """Bytes after which a writer begins a new segment file. A segment is evicted as a whole."""
+    pack_bytes: int
+    """Small blocks that a turn generates are collected until they make this much, or the turn ends, and
+    written at once. Bytes of the blocks; 1: each by itself."""
     durability: Literal["none", "data", "full"]
     """What a block must have survived before it is announced. none: a crash of its process; data: a power
     cut, for blocks in files whose names survive it; full: a power cut."""
@@ -90,6 +93,7 @@ class StoreConfig:
                 self.reserve_bytes,
             ),
             (1 <= self.segment_bytes <= 1 << 40, "segment_bytes", "1..2**40", self.segment_bytes),
+            (1 <= self.pack_bytes <= 1 << 30, "pack_bytes", "1..2**30", self.pack_bytes),
             (
                 self.durability in ("none", "data", "full"),
                 "durability",

@@ -90,6 +90,11 @@ class PrefixIndex:
         table = self._table_of(key)
         return table is not None and table[key] < 0
 
+    def is_stored(self, key: BlockKey) -> bool:
+        """Whether the block is stored, as far as anybody knows."""
+        table = self._table_of(key)
+        return table is not None and table[key] >= 0
+
     def announce(
         self, key: BlockKey, location: BlockLocation, weights_id: WeightsId, parent: BlockKey
     ) -> None:

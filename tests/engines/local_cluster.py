@@ -13,6 +13,7 @@ from typing import Any
 from engines.cluster import ClusterSpec, EngineCluster, Spawn, start_cluster
 from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig
+from engines.persist_reserve import num_reserve_slots
 from engines.types import NodeId, Weights
 from kvstore.config import StoreConfig
 from kvstore.job_token import JobToken
@@ -52,6 +53,7 @@ STORE = StoreConfig(
     capacity_bytes=None,
     reserve_bytes=None,
     segment_bytes=1 << 20,
+    pack_bytes=12 << 10,
     durability="none",
     lease_ttl_s=10.0,
     refresh_s=30.0,
@@ -97,8 +99,18 @@ async def running_cluster(spec: ClusterSpec, spawn: Spawn = spawn_here) -> Async
         await asyncio.wait_for(cluster.pause(30), 30)
         cluster.scheduler.check()
         figures = await cluster.scheduler.figures()
-        lent = spec.engines.persist_slots * len(cluster.decode_engines)
-        total = sum([(await node.handle()).num_slots for node in cluster.nodes.values()])
+        num_slots = {node_id: (await node.handle()).num_slots for node_id, node in cluster.nodes.items()}
+        total = sum(num_slots.values())
+        lent = sum(
+            num_reserve_slots(
+                least=spec.engines.persist_slots,
+                pack_bytes=spec.kvstore.pack_bytes,
+                block_bytes=cluster.layout.full_block_bytes,
+                num_slots=num_slots[NodeId(engine_id.rpartition("-")[0])],
+                num_engines=spec.engines.decode_engines_per_node,
+            )
+            for engine_id in cluster.decode_engines
+        )
         assert figures["free_slots"] + figures["dram_slots"] == total - lent, figures
         assert (figures["placed"], figures["quarantined_slots"]) == (0, 0), figures
     finally:

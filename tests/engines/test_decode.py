@@ -22,7 +22,7 @@ from tests.engines.fakes import (
     random_ids,
     take_turn,
 )
-from tests.engines.local_cluster import cluster_spec, running_cluster
+from tests.engines.local_cluster import cluster_spec, running_cluster, with_store
 from tests.engines.tiny_models import save_tiny_model
 
 BLOCK_BYTES = 3 * 8 * 256
@@ -173,7 +173,7 @@ def test_a_block_of_an_ended_turn_is_free_once_it_is_copied_out(model_path: str,
     writes = Gate()
 
     async def run() -> tuple[float, float]:
-        spec = cluster_spec(model_path, tmp_path, decode_kv_bytes=20 * BLOCK_BYTES)
+        spec = with_store(cluster_spec(model_path, tmp_path, decode_kv_bytes=20 * BLOCK_BYTES), pack_bytes=1)
         async with running_cluster(spec, gated_writes(writes).spawn) as cluster:
             client, decode = cluster.client_parts().client(), cluster.decode_engines["decode-0-0"]
             writes.shut()

@@ -231,6 +231,20 @@ def test_a_block_whose_persist_failed_ends_the_hit() -> None:
     on_a_bench(play)
 
 
+def test_blocks_that_are_stored_need_no_writing_and_pending_ones_do() -> None:
+    async def play(bench: Bench) -> None:
+        keys = keys_of(0, 16)
+        await bench.store(keys[:2])
+        assert await bench.scheduler.expect(keys[1:3], WEIGHTS.weights_id) == keys[1:2]
+        assert await bench.scheduler.stored(keys) == keys[:2]
+        assert await bench.scheduler.expect(keys[2:3], WEIGHTS.weights_id) == ()
+        for _ in range(2):
+            await bench.scheduler.announce([], keys[1:3], WEIGHTS.weights_id)
+        assert await bench.scheduler.stored(keys) == keys[:2]
+
+    on_a_bench(play)
+
+
 def test_past_the_deadline_the_first_pending_block_ends_the_hit() -> None:
     async def play(bench: Bench) -> None:
         keys = keys_of(0, 12)

@@ -75,6 +75,7 @@ def test_a_mooncake_cluster_is_named_with_that_kind_and_no_other(kind, bounds):
         ("capacity_bytes", 0, ">= 1, or null"),
         ("reserve_bytes", -1, ">= 0, or null"),
         ("segment_bytes", 0, r"1\.\.2\*\*40"),
+        ("pack_bytes", 0, r"1\.\.2\*\*30"),
         ("durability", "some", "none, data or full"),
         ("lease_ttl_s", 0.0, "above 0"),
         ("lease_ttl_s", float("nan"), "above 0"),

@@ -107,6 +107,15 @@ def test_a_stored_block_is_neither_expected_nor_cancelled_away(index):
     assert index.match(keys(0)).stored[0].location == location(0)
 
 
+def test_a_block_is_stored_once_it_is_announced_and_until_it_is_lost(index):
+    index.expect(keys(0), W0)
+    assert not index.is_stored(key_of(0))
+    announce_chain(index, (0,))
+    assert index.is_stored(key_of(0))
+    index.discard(key_of(0))
+    assert not index.is_stored(key_of(0))
+
+
 def test_a_block_that_is_announced_again_is_found_at_its_newest_place(index):
     announce_chain(index, (0,))
     announce_chain(index, (0,), segment="w0.other.1.kv")
