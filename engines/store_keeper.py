@@ -3,13 +3,17 @@
 It knows when to look (after announcements, and now and then at what other jobs wrote) and has others do the
 rest: kvstore.store_owner holds the lease and unlinks, kvstore.prefix_index says which segments go. The index
 belongs to the event loop; the directory is listed, and files are unlinked, in threads.
+
+What is written to stays: the newest segment of each of the job's own writers, and of another job's writer the
+newest if it grew between the last two looks. One that is evicted all the same costs its writer that one file
+(kvstore.segment_writers).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from kvstore.keys import WeightsId
@@ -38,10 +42,22 @@ class StoreKeeper:
         """Segments forgotten already whose files are being unlinked."""
         self._went: set[str] = set()
         """Those, and all that were forgotten since the directory was last listed."""
+        self._seen: Mapping[str, int] | None = None
+        """Bytes of every segment at the last look."""
+        self._growing: set[str] = set()
+        """Segments of other jobs that are written to, as it seems: pinned."""
+        self._looking = asyncio.Lock()
+        self._look: asyncio.Task[None] | None = None
+        """The first look with a lease that was won while the job ran."""
         self._current: WeightsId | None = None
         self._unlinks: set[asyncio.Task[None]] = set()
         self._refreshes: asyncio.Task[None] | None = None
         self._closed = False
+
+    @property
+    def owns(self) -> bool:
+        """Does this job evict, as of the lease's last heartbeat?"""
+        return self._owner.holds_lease
 
     async def open(self, layout: BlockLayout, weights_id: WeightsId) -> None:
         """Find what is stored, and begin to look after it; before anything is placed."""
@@ -57,8 +73,14 @@ class StoreKeeper:
         """
         self._current = current
         self._pin_newest(written, current)
+        if self._closed:
+            return
+        if self._owner.must_look:  # in a thread; what is too much is known after that
+            if self._look is None or self._look.done():
+                self._look = asyncio.create_task(self._look_and_make_room())
+            return
         excess_bytes = self._owner.excess_bytes(self.index)
-        if excess_bytes <= 0 or self._closed:
+        if excess_bytes <= 0:
             return
         # A little more than is needed: choosing costs a look at every block.
         names = self.index.victims(excess_bytes + self._owner.limit_bytes // _STEPS, current)
@@ -71,16 +93,19 @@ class StoreKeeper:
             self._unlinks.add(unlink)
             unlink.add_done_callback(self._unlinks.discard)
 
-    async def refresh(self) -> None:
-        """See what other jobs wrote into the directory, or took from it."""
-        self._went = set(self._going)
-        try:
-            survey = await asyncio.to_thread(self._owner.survey, self.index.segment_names())
-        except OSError as error:
-            logger.warning("the KV store cannot be listed, its size is not known: %s", error)
-            return
-        sizes = {name: nbytes for name, nbytes in survey.sizes.items() if name not in self._went}
-        self._owner.refresh(self.index, replace(survey, sizes=sizes))
+    async def refresh(self) -> bool:
+        """See what other jobs wrote into the directory, or took from it; False if it cannot be listed."""
+        async with self._looking:
+            self._went = set(self._going)
+            try:
+                survey = await asyncio.to_thread(self._owner.survey, self.index.segment_names())
+            except OSError as error:
+                logger.warning("the KV store cannot be listed, its size is not known: %s", error)
+                return False
+            sizes = {name: nbytes for name, nbytes in survey.sizes.items() if name not in self._went}
+            self._pin_growing(sizes)
+            self._owner.refresh(self.index, replace(survey, sizes=sizes))
+            return True
 
     async def unlinked(self) -> None:
         """Return when the files of all that was evicted are gone."""
@@ -92,8 +117,9 @@ class StoreKeeper:
         if self._closed:
             return
         self._closed = True
-        if self._refreshes is not None:
-            self._refreshes.cancel()
+        for task in (self._refreshes, self._look):
+            if task is not None:
+                task.cancel()
         await self.unlinked()
         await asyncio.to_thread(self._owner.close)
 
@@ -110,6 +136,26 @@ class StoreKeeper:
             if not name.startswith(f"{current}."):
                 self.index.unpin([name])
                 del self._newest[writer]
+
+    def _pin_growing(self, sizes: Mapping[str, int]) -> None:
+        """Which segments do others write to? At the first look nobody knows."""
+        newest: dict[str, str] = {}
+        for name in sizes:
+            writer, sequence = _writer_and_sequence(name)
+            if writer not in newest or _writer_and_sequence(newest[writer])[1] < sequence:
+                newest[writer] = name
+        seen, self._seen = self._seen, sizes
+        growing = set[str]()
+        if seen is not None:
+            others = (name for writer, name in newest.items() if writer not in self._newest)
+            growing = {name for name in others if sizes[name] > seen.get(name, 0)}
+        self.index.pin(growing - self._growing)
+        self.index.unpin(self._growing - growing)
+        self._growing = growing
+
+    async def _look_and_make_room(self) -> None:
+        if await self.refresh() and self._current is not None:
+            self.make_room((), self._current)
 
     async def _unlink(self, names: Sequence[str]) -> None:
         self.evicted_bytes += await asyncio.to_thread(self._owner.unlink, names)

@@ -38,6 +38,10 @@ class Files(Protocol):
         """Bytes in the file."""
         ...
 
+    def is_unlinked(self, fd: int) -> bool:
+        """Has the open file lost its last name?"""
+        ...
+
     def list(self, path: Path) -> list[str]:
         """Names in directory `path`, in no order."""
         ...
@@ -76,6 +80,9 @@ class PosixFiles:
 
     def size(self, path: Path) -> int:
         return os.stat(path).st_size
+
+    def is_unlinked(self, fd: int) -> bool:
+        return os.fstat(fd).st_nlink == 0
 
     def list(self, path: Path) -> list[str]:
         return os.listdir(path)

@@ -1,11 +1,13 @@
 """The segments a writer appends to: one per weights id, each created by itself (O_EXCL), never another's.
 
 A new one begins when the current one is full, and a segment is ended with its footer once nobody appends
-to it any more.
+to it any more. The directory's owner may be another job's and evict a segment that is still appended to: its
+writer sees that before it tells anybody where a block is, and writes the block again in a new segment.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from array import array
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 Durability = Literal["none", "data", "full"]
 
 MAX_OPEN_TO_APPEND = 4
+_TRIES = 3
+"""Segments a batch is written to, one after the other, each evicted meanwhile, before it is given up."""
 
 
 @dataclass(slots=True)
@@ -42,6 +46,7 @@ class _GrowingSegment(OpenSegment):
     keys: bytearray = field(default_factory=bytearray)
     parents: bytearray = field(default_factory=bytearray)
     checksums: array[int] = field(default_factory=lambda: array("I"))
+    evicted: bool = False
 
     def reserve(self, num_records: int, stride: int) -> int:
         """Take the next places, holes as yet; the first one's number."""
@@ -98,19 +103,46 @@ class SegmentWriters(OpenSegments[_GrowingSegment]):
 
         `parts` are their bytes, `checksums` those of their headers. Raises OSError: then none is stored.
         """
-        segment, first = self._reserve(batch[0].weights_id, len(batch))
+        for _ in range(_TRIES):
+            segment, first = self._reserve(batch[0].weights_id, len(batch))
+            try:
+                offset = PAGE_BYTES + first * self._stride
+                if self._write(segment, parts, offset):
+                    segment.enter(first, batch, checksums)
+                    return [
+                        BlockLocation(segment.name, offset + i * self._stride, self._stride, checksum)
+                        for i, checksum in enumerate(checksums)
+                    ]
+                self._leave(segment, batch[0].weights_id)
+            finally:
+                self._release(segment)
+        raise OSError(errno.ESTALE, f"{_TRIES} segments in a row were removed while they were written to")
+
+    def _write(self, segment: _GrowingSegment, parts: Sequence[Bytes], offset: int) -> bool:
+        """Put the bytes there, as durable as asked; False if the segment was evicted. Raises OSError."""
         try:
-            offset = PAGE_BYTES + first * self._stride
             write_fully(self._files, segment.fd, parts, offset)
             if self._rules.durability != "none":
                 self._files.fdatasync(segment.fd)
-            segment.enter(first, batch, checksums)
-        finally:
-            self._release(segment)
-        return [
-            BlockLocation(segment.name, offset + i * self._stride, self._stride, checksum)
-            for i, checksum in enumerate(checksums)
-        ]
+            return not self._files.is_unlinked(segment.fd)
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # how NFS says that it was unlinked elsewhere
+                return False
+            raise
+
+    def _leave(self, segment: _GrowingSegment, weights_id: WeightsId) -> None:
+        """Append to it no more: it is not there any more. What it held is lost, and a miss."""
+        with self._lock:
+            first = not segment.evicted
+            segment.evicted = True
+            if self._open.get(weights_id) is segment:
+                self._retire(weights_id)  # closed with its last user, of whom the caller is one
+        if first:
+            logger.warning(
+                "%s was evicted while it was written to; %d blocks in it are misses now",
+                segment.name,
+                len(segment.checksums) - segment.checksums.count(HOLE),
+            )
 
     def _reserve(self, weights_id: WeightsId, num_records: int) -> tuple[_GrowingSegment, int]:
         """The next places of the current segment of `weights_id`, or of a new one. Raises OSError."""
@@ -156,6 +188,9 @@ class SegmentWriters(OpenSegments[_GrowingSegment]):
 
     def _finish(self, segment: _GrowingSegment) -> None:
         """End the segment with its footer, and close it. Without the footer its records are all there."""
+        if segment.evicted:
+            self._close_file(segment)
+            return
         try:
             footer = np.frombuffer(segment.footer().encode(), np.uint8)
             pages = aligned_buffer(len(footer))

@@ -136,11 +136,16 @@ class StoreOwner:
             logger.warning("KV store %s: files that cannot be used, by reason: %s", self._directory, report)
         return report
 
+    @property
+    def must_look(self) -> bool:
+        """Was the lease won since the directory was last looked at? Then excess_bytes() will list it."""
+        return self._lease.held and self._refreshed_epoch != self._lease.epoch
+
     def excess_bytes(self, index: PrefixIndex) -> int:
         """Bytes to evict now; 0 without the lease. Looks at the directory first where the lease is new."""
         if not self._lease.held:
             return 0
-        if self._refreshed_epoch != self._lease.epoch:
+        if self.must_look:
             self.refresh(index)
         return max(0, index.stored_bytes - self.limit_bytes)
 

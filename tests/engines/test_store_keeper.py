@@ -79,6 +79,14 @@ class Directory:
     def segments(self, weights_id: WeightsId = OURS) -> list[str]:
         return sorted(path.name for path in self.path.glob(f"{weights_id}.*.kv"))
 
+    async def until_owned(self) -> None:
+        """Return when the keeper has the lease."""
+        async with asyncio.timeout(PLENTY_S):
+            while True:
+                if self.keeper.owns:
+                    return
+                await asyncio.sleep(0.01)
+
     async def until_at_most(self, num_segments: int, weights_id: WeightsId) -> None:
         """Return when the directory holds no more segments of these weights."""
         async with asyncio.timeout(PLENTY_S):
@@ -132,6 +140,46 @@ def test_what_others_write_counts_and_goes_before_what_is_of_use_here(tmp_path: 
             assert len(directory.segments(OLDER)) < CAPACITY_SEGMENTS
             assert directory.keeper.index.match([key_of(number)]).num_blocks == 1
             assert directory.keeper.index.stored_bytes <= CAPACITY_SEGMENTS * SEGMENT_BYTES
+
+    asyncio.run(run())
+
+
+def test_what_another_job_writes_to_stays_as_long_as_it_grows(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with open_directory(tmp_path) as directory:
+            for _ in range(2 * CAPACITY_SEGMENTS - 1):
+                directory.write("theirs", OLDER)
+            await directory.keeper.refresh()
+            (*_, written_to) = directory.segments(OLDER)
+            directory.write("theirs", OLDER)
+            await directory.keeper.refresh()
+            for _ in range(2 * CAPACITY_SEGMENTS):
+                await directory.store("ours")
+                await directory.keeper.unlinked()
+            assert directory.segments(OLDER) == [written_to]
+            await directory.keeper.refresh()
+            await directory.store("ours")
+            await directory.keeper.unlinked()
+            assert directory.segments(OLDER) == []
+
+    asyncio.run(run())
+
+
+def test_a_lease_won_in_mid_job_has_the_directory_listed_beside_the_event_loop(tmp_path: Path) -> None:
+    async def run() -> None:
+        files = GatedListing()
+        async with open_directory(tmp_path) as owner, open_directory(tmp_path, files) as beside:
+            for _ in range(3 * CAPACITY_SEGMENTS):
+                await beside.store("beside")
+            assert len(beside.segments()) > CAPACITY_SEGMENTS
+            await owner.keeper.close()
+            files.gate.shut()
+            await beside.until_owned()
+            beside.keeper.make_room((), OURS)
+            await files.gate.reached()
+            beside.keeper.make_room((), OURS)
+            files.gate.open()
+            await beside.until_at_most(CAPACITY_SEGMENTS, OURS)
 
     asyncio.run(run())
 

@@ -53,6 +53,10 @@ class RecordingFiles(PosixFiles):
         self._note("size")
         return super().size(path)
 
+    def is_unlinked(self, fd: int) -> bool:
+        self._note("is_unlinked")
+        return super().is_unlinked(fd)
+
     def list(self, path: Path) -> list[str]:
         self._note("list")
         return super().list(path)

@@ -66,6 +66,10 @@ class StoppableFiles(PosixFiles):
         self._step()
         return super().size(path)
 
+    def is_unlinked(self, fd: int) -> bool:
+        self._step()
+        return super().is_unlinked(fd)
+
     def list(self, path: Path) -> list[str]:
         self._step()
         return super().list(path)

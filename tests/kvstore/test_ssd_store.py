@@ -1,5 +1,6 @@
 """What the SSD store promises beyond the BlockStore contract: files, failures, processes."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -366,12 +367,16 @@ def test_a_location_where_no_record_of_this_layout_can_be_is_missing(store, wron
 @pytest.mark.parametrize(
     ("durability", "first", "later"),
     [
-        ("none", ["open", "pwritev", "pwritev"], ["pwritev"]),
-        ("data", ["open", "pwritev", "pwritev", "fdatasync"], ["pwritev", "fdatasync"]),
+        ("none", ["open", "pwritev", "pwritev", "is_unlinked"], ["pwritev", "is_unlinked"]),
+        (
+            "data",
+            ["open", "pwritev", "pwritev", "fdatasync", "is_unlinked"],
+            ["pwritev", "fdatasync", "is_unlinked"],
+        ),
         (
             "full",
-            ["open", "pwritev", "sync_directory", "pwritev", "fdatasync"],
-            ["pwritev", "fdatasync"],
+            ["open", "pwritev", "sync_directory", "pwritev", "fdatasync", "is_unlinked"],
+            ["pwritev", "fdatasync", "is_unlinked"],
         ),
     ],
 )
@@ -403,6 +408,98 @@ def test_a_block_that_could_not_be_made_durable_is_not_stored(tmp_path, call):
         assert store.write([make_write(SMALL, 0)], PLENTY_S) == [None]
         assert "Input/output error" in store.caching_stopped
     assert [len(segment) for segment in scan_segments(tmp_path, POSIX)] in ([], [0])
+
+
+# A segment that another job evicts while it is appended to
+
+
+def evict_all(directory):
+    for path in directory.glob("*.kv"):
+        path.unlink(missing_ok=True)
+
+
+def test_a_writer_leaves_a_segment_that_was_evicted_and_says_what_is_lost(tmp_path, caplog):
+    num_open = num_open_files()
+    with closing(open_ssd(tmp_path)) as store:
+        (lost,) = write_all(store, [make_write(SMALL, 0)])
+        evict_all(tmp_path)
+        found = write_all(store, [make_write(SMALL, number) for number in (1, 2)])
+        (further,) = write_all(store, [make_write(SMALL, 3)])
+        assert {location.segment for location in (*found, further)} == {
+            path.name for path in tmp_path.glob("*.kv")
+        }
+        reads = [make_read(SMALL, n, location) for n, location in enumerate([lost, *found, further])]
+        assert [result.status for result in store.read(reads, PLENTY_S)] == [MISSING, OK, OK, OK]
+        assert store.caching_stopped is None
+    assert num_open_files() == num_open
+    assert [r.getMessage() for r in caplog.records if "evicted" in r.message] == [
+        f"{lost.segment} was evicted while it was written to; 1 blocks in it are misses now"
+    ]
+
+
+def test_blocks_whose_segment_went_between_their_write_and_the_answer_are_written_again(tmp_path):
+    files, left = RecordingFiles(), [2]
+
+    def evict_twice(call):
+        if call == "is_unlinked" and left[0]:
+            left[0] -= 1
+            evict_all(tmp_path)
+
+    files.before = evict_twice
+    with closing(open_ssd(tmp_path, files=files)) as store:
+        locations = write_all(store, [make_write(SMALL, number) for number in range(5)])
+        reads = [make_read(SMALL, number, location) for number, location in enumerate(locations)]
+        assert all(result.status is OK for result in store.read(reads, PLENTY_S))
+    assert locations[0].segment.endswith(".000003.kv")
+
+
+def test_a_directory_that_loses_every_new_segment_stops_the_caching(tmp_path, caplog):
+    files = RecordingFiles(lambda call: evict_all(tmp_path) if call == "is_unlinked" else None)
+    with closing(open_ssd(tmp_path, files=files)) as store:
+        assert store.write([make_write(SMALL, 0)], PLENTY_S) == [None]
+        assert "3 segments in a row" in store.caching_stopped
+    assert list(tmp_path.glob("*")) == []
+
+
+def test_a_stale_handle_is_a_segment_that_was_evicted(tmp_path):
+    """As NFS says it."""
+    stale = [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
+
+    def refuse(call):
+        if call == "fdatasync" and stale:
+            raise stale.pop()
+
+    with closing(open_ssd(tmp_path, files=RecordingFiles(refuse), durability="data")) as store:
+        (location,) = write_all(store, [make_write(SMALL, 0)])
+        assert location.segment.endswith(".000002.kv")
+        assert store.caching_stopped is None
+
+
+def test_under_constant_eviction_every_block_is_whole_or_a_miss(tmp_path):
+    done = threading.Event()
+
+    def evict():
+        while not done.wait(0.001):
+            for path in sorted(tmp_path.glob("*.kv"))[:1]:
+                path.unlink(missing_ok=True)
+
+    evictor = threading.Thread(target=evict, daemon=True)
+    with closing(open_ssd(tmp_path, segment_bytes=PAGE_BYTES + 8 * RECORD_BYTES)) as store:
+        evictor.start()
+        located = []
+        try:
+            for first in range(0, 400, 4):
+                numbers = range(first, first + 4)
+                locations = store.write([make_write(SMALL, number) for number in numbers], PLENTY_S)
+                located += [(n, at) for n, at in zip(numbers, locations, strict=True) if at is not None]
+        finally:
+            done.set()
+            evictor.join()
+        reads = [make_read(SMALL, number, location) for number, location in located]
+        for (number, _), read, result in zip(located, reads, store.read(reads, PLENTY_S), strict=True):
+            assert result.status in (OK, MISSING)
+            if result.status is OK:
+                assert same_block(SMALL, read.into, make_write(SMALL, number).data)
 
 
 def test_a_segment_without_its_footer_is_no_failure(tmp_path):
