@@ -33,6 +33,7 @@ Look at, check, clean and measure a KV block store. PATH is the store's director
 """
 GC_ABOUT = """\
 Drop whole versions: all segments of a weights id. A version goes when every given condition holds for it.
+--orphans and --bad drop what is of no use to anybody, with or without versions.
 Takes the store's lease, so no job may own the store meanwhile.
 """
 
@@ -96,16 +97,16 @@ def _gc(options: argparse.Namespace) -> int:
     from kvstore.tools.output import report
 
     weights = tuple(options.weights) if options.weights else None
-    rule = GcRule(weights, options.keep_latest, options.older_than)
-    if not rule.chooses_versions and not options.orphans:
-        raise WrongInput("say what to drop: --weights, --keep-latest, --older-than or --orphans")
+    rule = GcRule(weights, options.keep_latest, options.older_than, options.orphans, options.bad)
+    if not (rule.chooses_versions or rule.orphans or rule.bad):
+        raise WrongInput("say what to drop: --weights, --keep-latest, --older-than, --orphans or --bad")
     directory, files = _directory(options.path), PosixFiles()
     if options.dry_run:
-        plan = plan_gc(directory, files, rule, orphans=options.orphans, now_s=time.time())
+        plan = plan_gc(directory, files, rule, now_s=time.time())
         outcome = GcOutcome(directory, plan, dry_run=True, freed_bytes=0)
     else:
         with owned(directory, files, lease_ttl_s=options.lease_ttl) as owner:
-            plan = plan_gc(directory, files, rule, orphans=options.orphans, now_s=time.time())
+            plan = plan_gc(directory, files, rule, now_s=time.time())
             outcome = run_gc(owner, directory, plan)
     report(options.json, outcome.answer(), outcome.report())
     return 0
@@ -169,6 +170,11 @@ def _add_conditions(gc: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also segments of which no block can be reached from a context's start; "
         "contexts begun with an adapter or a salt count as such",
+    )
+    gc.add_argument(
+        "--bad",
+        action="store_true",
+        help="also segments of which nothing can be used: no header that this version reads",
     )
     gc.add_argument("--dry-run", action="store_true", help="say what would go, drop nothing")
     gc.add_argument(

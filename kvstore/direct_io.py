@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ import numpy as np
 from kvstore.files import Files
 from kvstore.layout import PAGE_BYTES
 from kvstore.store import Bytes
+
+_PROBE_NAME = re.compile(r"\.probe-[0-9a-f]{16}")
+_PROBES = 3
 
 
 def aligned_buffer(nbytes: int) -> Bytes:
@@ -35,35 +40,60 @@ def is_page_aligned(view: Bytes) -> bool:
 def probe_direct(files: Files, directory: Path) -> bool:
     """Does a page written to and read from `directory` with O_DIRECT come back?
 
-    Raises OSError where no file can be written there at all.
+    Raises OSError where no file can be written there at all. Its file has no name any more when bytes move,
+    and what is left of the probes of processes that died is taken away.
     """
+    for name in files.list(directory):
+        if _PROBE_NAME.fullmatch(name):
+            with suppress(OSError):
+                files.unlink(directory / name)
+    for left in reversed(range(_PROBES)):
+        try:
+            return _probe(files, directory)
+        except FileNotFoundError:  # a process that opens the store just now took it for a dead one's
+            if not left:
+                raise
+    raise AssertionError
+
+
+def _probe(files: Files, directory: Path) -> bool:
     path = directory / f".probe-{secrets.token_hex(8)}"
-    fd = files.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    plain = files.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         try:
-            write_fully(files, fd, [np.zeros(PAGE_BYTES, np.uint8)], 0)
+            direct = _open_direct(files, path)
         finally:
-            files.close(fd)
-        return _direct_round_trip(files, path)
+            with suppress(FileNotFoundError):
+                files.unlink(path)
+        try:
+            write_fully(files, plain, [np.zeros(PAGE_BYTES, np.uint8)], 0)
+            return direct is not None and _round_trip(files, direct)
+        finally:
+            if direct is not None:
+                files.close(direct)
     finally:
-        files.unlink(path)
+        files.close(plain)
 
 
-def _direct_round_trip(files: Files, path: Path) -> bool:
+def _open_direct(files: Files, path: Path) -> int | None:
+    """None where the file system does not open files that way. Raises FileNotFoundError."""
+    try:
+        return files.open(path, os.O_RDWR | os.O_DIRECT)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return None
+
+
+def _round_trip(files: Files, fd: int) -> bool:
     written, read = aligned_buffer(PAGE_BYTES), aligned_buffer(PAGE_BYTES)
     written[:] = np.arange(PAGE_BYTES, dtype=np.uint64).astype(np.uint8)
-    try:
-        fd = files.open(path, os.O_RDWR | os.O_DIRECT)
-    except OSError:
-        return False
     try:
         write_fully(files, fd, [written], 0)
         whole = read_fully(files, fd, [read], 0) == PAGE_BYTES
         return whole and bool(np.array_equal(written, read))
     except OSError:
         return False
-    finally:
-        files.close(fd)
 
 
 def read_fully(files: Files, fd: int, parts: Sequence[Bytes], offset: int) -> int:

@@ -20,6 +20,7 @@ from kvstore.errors import StoreError
 from kvstore.files import Files
 from kvstore.process_identity import Process
 from kvstore.segment_contents import SegmentContents
+from kvstore.segment_files import is_segment_name
 from kvstore.segment_scan import scan_segments
 from kvstore.store_owner import StoreOwner
 from kvstore.tools.gc_choice import GcRule, choose_versions
@@ -38,11 +39,13 @@ class GcPlan:
     versions: tuple[StoredVersion, ...]
     orphans: dict[str, int]
     """Bytes of each orphaned segment of the versions that stay, by its name."""
+    bad: dict[str, int]
+    """Bytes of each segment that cannot be used at all, by its name."""
 
     @property
     def segments(self) -> dict[str, int]:
-        """Bytes of each file by its name, the orphans first: they are of no use to anybody."""
-        together = dict(self.orphans)
+        """Bytes of each file by its name, first what is of no use to anybody."""
+        together = self.bad | self.orphans
         for version in self.versions:
             together |= version.segments
         return together
@@ -75,6 +78,7 @@ class GcOutcome:
                 for version in self.plan.versions
             ],
             "orphaned_segments": sorted(self.plan.orphans),
+            "bad_segments": sorted(self.plan.bad),
             "segments": len(segments),
             "bytes": sum(segments.values()),
             "freed_bytes": self.freed_bytes,
@@ -99,19 +103,15 @@ class GcOutcome:
                 size(version.nbytes),
                 moment(version.newest_s),
             )
-        if self.plan.orphans:
-            table.add_row(
-                "orphans of other weights",
-                f"{len(self.plan.orphans):,}",
-                "",
-                size(sum(self.plan.orphans.values())),
-                "",
-            )
+        others = {"orphans of other weights": self.plan.orphans, "cannot be used": self.plan.bad}
+        for what, names in others.items():
+            if names:
+                table.add_row(what, f"{len(names):,}", "", size(sum(names.values())), "")
         return [headline, table]
 
 
-def plan_gc(directory: Path, files: Files, rule: GcRule, *, orphans: bool, now_s: float) -> GcPlan:
-    """What `rule` drops; with `orphans`, also segments of what stays that no hit can reach.
+def plan_gc(directory: Path, files: Files, rule: GcRule, *, now_s: float) -> GcPlan:
+    """What `rule` drops. Files that are not named like a segment are nobody's here, and stay.
 
     Raises WrongInput for weights that are not there, StoreError where the directory cannot be listed.
     """
@@ -119,15 +119,18 @@ def plan_gc(directory: Path, files: Files, rule: GcRule, *, orphans: bool, now_s
 
     def scan() -> Iterator[Any]:
         for found in scan_segments(directory, files):
-            if orphans and isinstance(found, SegmentContents):
+            if rule.orphans and isinstance(found, SegmentContents):
                 kept.append(found)
             yield found
 
-    versions = tuple(choose_versions(take_inventory(scan()), rule, now_s))
+    inventory = take_inventory(scan())
+    versions = tuple(choose_versions(inventory, rule, now_s))
     dropped = {name for version in versions for name in version.segments}
     staying = {contents.name: contents for contents in kept if contents.name not in dropped}
     orphaned = {name: staying[name].nbytes for name in orphaned_segments(staying.values())}
-    return GcPlan(versions, orphaned)
+    unusable = [segment for segment in inventory.bad_segments if is_segment_name(segment.name)]
+    bad = {segment.name: segment.nbytes for segment in unusable} if rule.bad else {}
+    return GcPlan(versions, orphaned, bad)
 
 
 @contextmanager

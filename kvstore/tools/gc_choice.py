@@ -23,6 +23,10 @@ class GcRule:
     keep_latest: int | None = None
     """Of each KV format; a version is as new as its newest segment."""
     older_than_days: float | None = None
+    orphans: bool = False
+    """Also segments of what stays that no hit can reach?"""
+    bad: bool = False
+    """Also segments that cannot be used at all?"""
 
     @property
     def chooses_versions(self) -> bool:

@@ -123,6 +123,8 @@ class VolatileFiles(StoppableFiles):
 
     def pwritev(self, fd: int, views: Sequence[memoryview], offset: int) -> int:
         path = self._files[_identity(fd)].path
+        if not path.exists():  # unlinked: a power cut takes all of it anyway
+            return super().pwritev(fd, views, offset)
         size, nbytes = path.stat().st_size, sum(map(len, views))
         with path.open("rb") as file:
             file.seek(offset)

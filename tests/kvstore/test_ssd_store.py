@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +220,21 @@ def test_a_segment_nobody_reads_is_let_go_so_that_dropping_it_frees_its_space(tm
 def test_direct_io_is_probed_and_leaves_no_file(tmp_path):
     with closing(open_ssd(tmp_path)) as store:
         assert store.direct == probe_direct(POSIX, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_probe_left_behind_is_taken_away_with_the_next_opening(tmp_path):
+    (tmp_path / ".probe-0123456789abcdef").write_bytes(bytes(PAGE_BYTES))
+    (tmp_path / ".probe-of-somebody-else").write_bytes(b"x")
+    assert probe_direct(POSIX, tmp_path) in (True, False)
+    assert [path.name for path in tmp_path.iterdir()] == [".probe-of-somebody-else"]
+
+
+def test_processes_that_open_a_store_at_once_take_no_probe_for_a_failure(tmp_path):
+    direct = probe_direct(POSIX, tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: probe_direct(POSIX, tmp_path), range(200)))
+    assert found == [direct] * 200
     assert list(tmp_path.iterdir()) == []
 
 

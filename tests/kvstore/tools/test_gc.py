@@ -121,6 +121,19 @@ def test_unknown_weights_are_wrong_input_and_nothing_goes(versions, capsys):
     assert segments(versions) == before
 
 
+def test_segments_of_which_nothing_can_be_used_go_on_demand_and_other_files_stay(versions, capsys):
+    before = segments(versions)
+    (versions / "w0.foreign.000001.kv").write_bytes(b"something else" * 1000)
+    (versions / "w0.empty.000001.kv").write_bytes(b"")
+    (versions / "notes.kv").write_bytes(b"not ours")
+    answer = answer_of(capsys, "gc", versions, "--keep-latest", "9")
+    assert answer["bad_segments"] == []
+    answer = answer_of(capsys, "gc", versions, "--bad")
+    assert answer["bad_segments"] == ["w0.empty.000001.kv", "w0.foreign.000001.kv"]
+    assert answer["freed_bytes"] == answer["bytes"] == 14000
+    assert segments(versions) == sorted([*before, "notes.kv"])
+
+
 def test_without_a_condition_nothing_is_dropped(versions, capsys):
     assert "--keep-latest" in complaint_of(capsys, "gc", versions)
     assert len(segments(versions)) == 8
