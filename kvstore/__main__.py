@@ -7,6 +7,7 @@ One line on stderr says what is wrong. Nothing is imported before it is needed.
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import sys
@@ -47,6 +48,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
+    level_before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # what matters of it ends the command with a line of its own
     try:
         options = _parser().parse_args(arguments)
         if options.json is not None:
@@ -63,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop(f"{error.filename or 'the store'}: {error.strerror or error}", EXIT_WRONG_INPUT)
     except KeyboardInterrupt:
         return _stop("interrupted", EXIT_INTERRUPTED)
+    finally:
+        logging.disable(level_before)
 
 
 def _stat(options: argparse.Namespace) -> int:

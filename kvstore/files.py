@@ -32,6 +32,10 @@ class Files(Protocol):
         """Move `source` to `target` at once, replacing what is there."""
         ...
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give the file `source` the name `target` too, which must be free."""
+        ...
+
     def unlink(self, path: Path) -> None: ...
 
     def size(self, path: Path) -> int:
@@ -74,6 +78,9 @@ class PosixFiles:
 
     def rename(self, source: Path, target: Path) -> None:
         os.replace(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target)
 
     def unlink(self, path: Path) -> None:
         os.unlink(path)

@@ -9,6 +9,9 @@ there any more), or when n's file has not changed for `ttl_s` by the contender's
 of two hosts are never compared, and no time stamp of a file is trusted. Every look opens the file anew, which
 is what makes a network file system ask its server.
 
+Where a full disk takes no new file, the file of n, which is nobody's then, gets the name of n+1 too (a link
+is as exclusive) and is written in place: or nobody could evict what fills the disk.
+
 Between a holder's last look and what it does then, another may take over: a lease bounds how long two
 processes may both evict, it cannot exclude it. To evict twice costs misses, never wrong bytes.
 """
@@ -131,6 +134,7 @@ class DirectoryLease:
         self._beat = 0
         self._beaten_s = 0.0
         self._warned = False
+        self._refused: str | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -144,6 +148,11 @@ class DirectoryLease:
     def epoch(self) -> int | None:
         """The epoch this contender created and was not yet seen to lose."""
         return self._epoch
+
+    @property
+    def refused(self) -> str | None:
+        """What the directory answered to the last try to take or keep the lease; None: all was well."""
+        return self._refused
 
     def start(self) -> None:
         """Take the lease if it is free; a daemon thread goes on trying, or keeping it, until close()."""
@@ -198,8 +207,10 @@ class DirectoryLease:
             else:
                 self._contend()
         except OSError as error:
+            self._refused = str(error)
             self._warn(error)
             return False
+        self._refused = None
         return True
 
     def _keep(self, *, released: bool) -> None:
@@ -237,7 +248,7 @@ class DirectoryLease:
         if epoch is None:
             return
         try:
-            self._write(epoch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, released=False)
+            self._create(epoch, newest)
         except FileExistsError:
             return  # another contender was faster
         epochs = self._epochs()
@@ -248,6 +259,19 @@ class DirectoryLease:
         for old in epochs:
             if old < epoch:
                 self._unlink(old)
+
+    def _create(self, epoch: int, before: LeaseFile | None) -> None:
+        """Raises FileExistsError where another contender was faster, or OSError."""
+        try:
+            self._write(epoch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, released=False)
+        except OSError as error:
+            if before is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            try:
+                self._files.link(self._path(before.epoch), self._path(epoch))
+            except FileNotFoundError as gone:
+                raise FileExistsError(errno.EEXIST, "its successor took it away just now") from gone
+            self._write(epoch, os.O_WRONLY, released=False)
 
     def _look(self, epoch: int) -> LeaseFile:
         """The lease file of `epoch` as it is now. Raises FileNotFoundError, or OSError from the medium."""

@@ -104,6 +104,11 @@ class StoreOwner:
         return self._lease.held
 
     @property
+    def lease_refused(self) -> str | None:
+        """What the directory answered to the last try to take or keep the lease; None: all was well."""
+        return self._lease.refused
+
+    @property
     def limit_bytes(self) -> int:
         """Segments may hold this much before any goes: the capacity less the reserve."""
         return max(0, self._limit_bytes)

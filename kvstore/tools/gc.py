@@ -176,6 +176,8 @@ def _await_lease(
 ) -> None:
     deadline_s = time.monotonic() + 2 * lease_ttl_s
     while not owner.holds_lease:
+        if owner.lease_refused is not None:
+            raise StoreError(f"the store's lease cannot be taken, nothing was dropped: {owner.lease_refused}")
         now = look()
         if now is not None and now != before and now.state in ("alive", "unknown") and not _is_ours(now):
             raise _held(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import ExitStack
 
 import pytest
@@ -27,6 +28,26 @@ def mooncake_cluster(tmp_path_factory):
     skip_without_mooncake()
     with MooncakeCluster(tmp_path_factory.mktemp("mooncake") / "master.log") as cluster:
         yield cluster
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """Mounts small file systems, or skips saying why it cannot."""
+    mounted = []
+
+    def mount(options):
+        path = tmp_path / f"mount{len(mounted)}"
+        path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"NOT TESTED: a tmpfs cannot be mounted here: {done.stderr.strip()}")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 @pytest.fixture

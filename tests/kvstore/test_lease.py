@@ -272,6 +272,37 @@ def test_a_directory_that_takes_no_lease_costs_one_warning_until_it_does(contend
     assert lease.confirm()
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_on_a_full_disk_the_file_of_a_lease_that_was_given_back_serves_the_next_holder(contenders, number):
+    contenders.stepped().close()
+    first = contenders.stepped(files=FailingFiles("create", number=number))
+    assert (first.held, first.epoch, first.refused) == (True, 2, None)
+    assert contenders.names() == ["lease.00000002"]
+    second = contenders.stepped(files=FailingFiles("create", number=number))
+    assert not second.held
+    first.step()
+    assert first.held
+
+
+def test_on_a_full_disk_one_of_two_takes_over_from_a_silent_holder_who_knows_it_later(contenders):
+    files = FailingFiles("create", number=errno.ENOSPC)
+    silent, *others = contenders.stepped(), contenders.stepped(files=files), contenders.stepped(files=files)
+    contenders.clock.now_s += TTL_S
+    for lease in others:
+        lease.step()
+    assert [lease.held for lease in others] == [True, False]
+    silent.step()
+    assert silent.epoch is None
+    others[0].step()
+    assert others[0].held
+
+
+def test_on_a_full_disk_without_any_lease_file_there_is_no_holder_and_the_reason_is_told(contenders):
+    lease = contenders.stepped(files=FailingFiles("create", number=errno.ENOSPC))
+    assert not lease.held
+    assert "No space left" in lease.refused
+
+
 def test_a_holder_that_cannot_look_or_beat_does_not_evict(contenders):
     files = FailingFiles()
     lease = contenders.stepped(files=files)

@@ -52,26 +52,6 @@ def store(tmp_path):
         yield store
 
 
-@pytest.fixture
-def tmpfs(tmp_path):
-    """Mounts small file systems, or skips saying why it cannot."""
-    mounted = []
-
-    def mount(options):
-        path = tmp_path / f"mount{len(mounted)}"
-        path.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"NOT TESTED: a tmpfs cannot be mounted here: {done.stderr.strip()}")
-        mounted.append(path)
-        return path
-
-    yield mount
-    for path in mounted:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
 def run_in_process(code, *arguments):
     """Run `code` in another process; its last line of output."""
     command = [sys.executable, "-c", code, *map(str, arguments)]

@@ -68,6 +68,8 @@ def bench_report(findings: Findings, conditions: Mapping[str, Any], *, quick: bo
 def _own_folder(directory: Path, sizes: BenchSizes) -> Iterator[Path]:
     """A new folder in `directory`; it and whatever was made for it go again, on SIGTERM too."""
     made = not directory.exists()
+    if not made and not directory.is_dir():
+        raise WrongInput(f"PATH {directory} is a file; name a directory on the disk to measure")
     try:
         directory.mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="bench-", dir=directory))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -132,6 +133,28 @@ def test_segments_of_which_nothing_can_be_used_go_on_demand_and_other_files_stay
     assert answer["bad_segments"] == ["w0.empty.000001.kv", "w0.foreign.000001.kv"]
     assert answer["freed_bytes"] == answer["bytes"] == 14000
     assert segments(versions) == sorted([*before, "notes.kv"])
+
+
+def test_a_full_disk_is_cleared_by_dropping_versions(tmpfs, capsys):
+    directory = tmpfs("size=1m")
+    fill(directory, range(4))
+    answer_of(capsys, "gc", directory, "--weights", "w0")
+    fill(directory, range(4))
+    with suppress(OSError), (directory / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    assert answer_of(capsys, "gc", directory, "--weights", "w0")["freed_bytes"] > 0
+    assert segments(directory) == []
+
+
+def test_a_directory_that_takes_no_lease_is_told_at_once_in_one_line(tmpfs, capsys):
+    directory = tmpfs("size=1m")
+    fill(directory, range(4))
+    subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
+    began_s = time.monotonic()
+    assert "Read-only file system" in complaint_of(capsys, "gc", directory, "--weights", "w0")
+    assert time.monotonic() - began_s < DEADLINE_S / 2, "it waited for a lease that cannot be had"
+    assert len(segments(directory)) == 1
 
 
 def test_without_a_condition_nothing_is_dropped(versions, capsys):
