@@ -31,6 +31,9 @@ from kvstore.ssd_store import SEGMENT_BYTES
 
 logger = logging.getLogger(__name__)
 
+CONFIRM_S = 0.05
+"""For so long what a look at the lease said is taken to hold, while segments are removed."""
+
 SHARE_OF_FREE = 0.8
 """Of the bytes that are free or the store's own at opening; its limit where the user sets none."""
 
@@ -87,6 +90,7 @@ class StoreOwner:
             )
         self._directory = directory
         self._files = files
+        self._clock = clock
         self._limit_bytes = -reserve_bytes
         self._warned = False
         try:
@@ -193,12 +197,15 @@ class StoreOwner:
     def unlink(self, names: Iterable[str]) -> int:
         """Remove these segments, as long as the lease is held; return the bytes this freed.
 
-        The lease is confirmed before each: a process that was stopped and superseded removes nothing.
+        The lease is confirmed first and again as soon as a moment has passed: a process that was stopped and
+        superseded removes nothing. Not before each: that lists the directory, which may be large.
         """
-        freed = 0
+        freed, confirmed_s = 0, -math.inf
         for name in names:
-            if not self._lease.confirm():
-                break
+            if self._clock() - confirmed_s >= CONFIRM_S:
+                if not self._lease.confirm():
+                    break
+                confirmed_s = self._clock()
             freed += self._remove(name)
         return freed
 

@@ -15,7 +15,7 @@ from kvstore.files import PosixFiles
 from kvstore.keys import WeightsId
 from kvstore.prefix_index import PrefixIndex
 from kvstore.ssd_store import SsdStore
-from kvstore.store_owner import SHARE_OF_FREE, StoreOwner
+from kvstore.store_owner import CONFIRM_S, SHARE_OF_FREE, StoreOwner
 from tests.kvstore.kv_blocks import LAYOUTS, SMALL, make_write, write_all
 from tests.kvstore.stopped_process import stop_process
 
@@ -236,9 +236,10 @@ def test_a_segment_that_will_not_go_costs_a_warning_and_the_next_one_goes(direct
     assert "removing w0.v.000001.kv" in caplog.text
 
 
-def test_a_superseded_owner_stops_removing_at_once(directory):
-    first = directory.owner()
-    for number in (1, 2):
+def test_a_superseded_owner_stops_removing_after_a_moment(directory):
+    clock = Clock()
+    first = directory.owner(clock=clock)
+    for number in (1, 2, 3):
         directory.segment(f"w0.v.{number:06d}.kv", 10)
 
     class OvertakingFiles(PosixFiles):
@@ -247,10 +248,11 @@ def test_a_superseded_owner_stops_removing_at_once(directory):
         def unlink(self, path):
             super().unlink(path)
             (path.parent / "lease.00000002").write_bytes(b"")
+            clock.now_s += 0.6 * CONFIRM_S
 
     first._files = OvertakingFiles()
-    assert first.unlink(["w0.v.000001.kv", "w0.v.000002.kv"]) == 10
-    assert directory.segments() == ["w0.v.000002.kv"]
+    assert first.unlink([f"w0.v.{number:06d}.kv" for number in (1, 2, 3)]) == 20
+    assert directory.segments() == ["w0.v.000003.kv"]
     assert not first.holds_lease
 
 
