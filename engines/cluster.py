@@ -144,6 +144,7 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
     engine_ids = _engine_ids(config)
     engine_spec = EngineSpec(
         config=config,
+        scheduling=spec.scheduler,
         model_path=spec.model_path,
         block_tokens=spec.kvstore.block_tokens,
         transport=spec.transport,

@@ -42,7 +42,16 @@ class EnginesConfig:
     """Whether the prefill engines of a paced run form one expert-parallel group: a forward then ends when the
     slowest of them is through with its own."""
     prefill_batch_tokens: int
-    """Most miss tokens in one prefill batch, padding counted."""
+    """Most miss tokens in one prefill batch, padding counted; a longer prompt is computed in chunks."""
+    prefill_layerwise: bool
+    """Hit KV passes through a prefill engine's HBM layer by layer while it computes. false: all layers are
+    brought in before the first computes and all new KV is sent after the last."""
+    prefill_hbm_bytes: int
+    """Without `prefill_layerwise`: bytes of HBM for the KV of a prefill batch, hits and all; they bound the
+    batch and the longest prompt."""
+    oracle: bool
+    """Paced engines only: no KV byte moves, neither from or to storage, nor between nodes, nor between host
+    and device. What the GPUs alone would need."""
     burst_linger_s: float
     """A prefill batch with room, and a decode engine with nothing to do, wait for more while turns arrive
     within this time of one another or are on their way, at most ten times as long in all. 0: never."""
@@ -65,7 +74,7 @@ class EnginesConfig:
         require_at_least(self, 1, "threads", "prefill_nodes", "prefill_engines_per_node")
         require_at_least(self, 1, "decode_nodes", "decode_engines_per_node", "decode_max_requests")
         require_at_least(self, 0, "burst_linger_s")
-        require_at_least(self, 1, "prefill_batch_tokens", "prefill_load_limit_tokens")
+        require_at_least(self, 1, "prefill_batch_tokens", "prefill_load_limit_tokens", "prefill_hbm_bytes")
         require_at_least(self, 1, "decode_kv_bytes", "persist_slots")
         require_above(self, 0, "step_deadline_s", "start_deadline_s")
         if self.kind == "paced" and self.device != "cpu":

@@ -17,6 +17,7 @@ from engines.engine_nics import EngineNics, NicsHandle
 from engines.errors import RequestRefused
 from engines.model.forward_rounds import ForwardRounds, SharedRounds
 from engines.model.runner import GroupLinks, ModelRunner, NamedArray
+from engines.scheduling.settings import SchedulingSettings
 from engines.stopping import Decoder
 from engines.traffic_manager import TrafficManager, open_traffic_manager
 from engines.types import EngineId, Forward, Placement, TokenCounts, Weights
@@ -30,6 +31,7 @@ class EngineParts:
     """What an engine is made of."""
 
     config: EnginesConfig
+    scheduling: SchedulingSettings
     runner: ModelRunner
     decoder: Decoder
     transport: Transport

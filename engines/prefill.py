@@ -14,16 +14,17 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from engines.engine import Engine, EngineParts
 from engines.errors import EngineFailed
-from engines.model.runner import BatchShape, PrefillRow
+from engines.model.runner import BatchShape
+from engines.open_feed import BatchFeed, open_feed
 from engines.peers import DecodePeer, NodePeer, SchedulerPeer
-from engines.prefill_feed import FeedRow, PrefillFeed
-from engines.sampling import Sampled, SampleSpec, sample
+from engines.prefill_batching import PrefillBatching
+from engines.prompt_progress import Computed, PromptProgress
+from engines.sampling import SampleSpec, sample
 from engines.scheduling.burst import more_may_come
-from engines.scheduling.prefill_batch import Waiting, pick_batch
+from engines.scheduling.prefill_quota import PromptRest
 from engines.stopping import StopCondition
 from engines.types import (
     BlockLoad,
@@ -37,7 +38,6 @@ from engines.types import (
     PhaseSeconds,
     Placement,
     PrefillJob,
-    PromptKeys,
     ReadSide,
     RequestId,
 )
@@ -49,28 +49,13 @@ from kvstore.transport import RegionHandle
 _NAP_S = 0.001
 
 
-@dataclass(frozen=True, slots=True)
-class _Computed:
-    sampled: Sampled
-    slot_checksums: tuple[bytes, ...]
-    phases: PhaseSeconds
-
-
-@dataclass(slots=True)
-class _Ready:
-    job: PrefillJob
-    hit_checksums: tuple[bytes, ...]
-    done: asyncio.Future[_Computed]
-    since_s: float
-
-
 class PrefillEngine(Engine):
     """One GPU's (or CPU's) prefill engine. Public methods run on one event loop."""
 
     def __init__(self, engine_id: EngineId, parts: EngineParts) -> None:
         super().__init__(engine_id, parts)
-        self._ready: list[_Ready] = []
-        self._running: list[_Ready] = []
+        self._ready: list[PromptProgress] = []
+        self._running: list[PromptProgress] = []
         self._turns: dict[RequestId, asyncio.Task[FirstToken | HitLost]] = {}
         self._aborted: set[RequestId] = set()
         self._unanswered: set[RequestId] = set()
@@ -78,6 +63,7 @@ class PrefillEngine(Engine):
         self._telling: set[asyncio.Task[None]] = set()
         self._num_reading = 0
         self._peak_resident_layers = 0
+        self._batching = PrefillBatching(parts.config, parts.scheduling, parts.runner)
 
     async def connect(
         self,
@@ -101,6 +87,7 @@ class PrefillEngine(Engine):
         A caller that goes away does not end the turn: its reads and its step would go on. `abort` does.
         """
         self._refuse_stale(job.placement)
+        self._batching.refuse_too_long(job)
         request_id = job.placement.request_id
         turn = self._events.create_task(self._serve(job))
         self._turns[request_id] = turn
@@ -124,6 +111,10 @@ class PrefillEngine(Engine):
     async def peak_resident_layers(self) -> int:
         """Most layers of hit KV that were ever in HBM at once."""
         return self._peak_resident_layers
+
+    async def figures(self) -> dict[str, float]:
+        """What batches the engine has computed since the start, and how well it foresaw their times."""
+        return self._batching.figures()
 
     # -- on the event loop ---------------------------------------------------------------------------
 
@@ -213,22 +204,31 @@ class PrefillEngine(Engine):
         keys = tuple(block.key for block in lost.values())
         return HitLost(hit_tokens=min(lost) * self._layout.block_tokens, lost_keys=keys)
 
-    async def _compute(self, job: PrefillJob, hit_checksums: tuple[bytes, ...]) -> _Computed:
+    async def _compute(self, job: PrefillJob, hit_checksums: tuple[bytes, ...]) -> Computed:
         if self._failure is not None:
             raise EngineFailed(self._failure)
-        done: asyncio.Future[_Computed] = self._events.create_future()
-        ready = _Ready(job, hit_checksums, done, time.monotonic())
+        now_s = time.monotonic()
+        ready = PromptProgress(
+            job=job,
+            hit_slots=tuple(
+                None if side is ReadSide.DECODE else slot for side, slot, _ in job.placement.hit_blocks()
+            ),
+            checksums=list(hit_checksums),
+            done=self._events.create_future(),
+            arrived_s=now_s,
+            idle_since_s=now_s,
+        )
         self._loop.post(lambda: self._ready.append(ready))
         try:
             async with asyncio.timeout(self._config.step_deadline_s):
-                return await done
+                return await ready.done
         except TimeoutError:
             raise EngineFailed(
                 f"{self._engine_id} did not compute {job.placement.request_id} within "
                 f"{self._config.step_deadline_s} s"
             ) from None
 
-    async def _hand_over(self, job: PrefillJob, computed: _Computed) -> FinishReason | None:
+    async def _hand_over(self, job: PrefillJob, computed: Computed) -> FinishReason | None:
         sampled, block_tokens = computed.sampled, self._layout.block_tokens
         stop = StopCondition(job.sampling, job.earlier_ids, self._decoder)
         finish_reason = stop.push(sampled.token_id)
@@ -254,81 +254,74 @@ class PrefillEngine(Engine):
     # -- on the engine loop --------------------------------------------------------------------------
 
     def _step(self) -> bool:
-        waiting = [Waiting(ready.job.placement.hit_tokens, len(ready.job.miss_ids)) for ready in self._ready]
-        picked = pick_batch(
-            waiting,
-            limit_tokens=self._config.prefill_batch_tokens,
-            padding_exact=self._runner.padding_exact,
-        )
-        if not picked:
+        chunks = self._batching.pick([ready.rest for ready in self._ready])
+        if not chunks:
             return False
-        if len(picked) == len(waiting) and self._more_may_come():
+        batch = [(self._ready[chunk.index], chunk.new_tokens) for chunk in chunks]
+        takes_all = len(batch) == len(self._ready) and all(ready.is_last(tokens) for ready, tokens in batch)
+        if takes_all and self._more_may_come():
             time.sleep(_NAP_S)
             return True
-        batch = [self._ready[index] for index in picked]
-        self._ready = [row for index, row in enumerate(self._ready) if index not in set(picked)]
-        self._running = batch
+        self._running = [ready for ready, _ in batch]
+        picked = {chunk.index for chunk in chunks}
+        self._ready = [ready for index, ready in enumerate(self._ready) if index not in picked]
         try:
             self._run(batch)
         except (TransferError, EngineFailed) as error:
             # The other end is at fault: these turns fail, the engine goes on.
-            self._reject(batch, f"{self._engine_id} could not move KV: {error}")
+            self._reject(self._running, f"{self._engine_id} could not move KV: {error}")
         self._running = []
         return True
 
     def _more_may_come(self) -> bool:
+        if self._ready[0].begun:
+            return False
         now_s = time.monotonic()
         return more_may_come(
-            since_first_s=now_s - self._ready[0].since_s,
-            since_last_s=now_s - self._ready[-1].since_s,
+            since_first_s=now_s - self._ready[0].arrived_s,
+            since_last_s=now_s - self._ready[-1].arrived_s,
             num_on_their_way=self._num_reading,
             linger_s=self._config.burst_linger_s,
         )
 
-    def _run(self, batch: list[_Ready]) -> None:
+    def _run(self, batch: list[tuple[PromptProgress, int]]) -> None:
+        """Compute so many tokens of each prompt; those with more to come go on first in the next batch."""
         started_s = time.monotonic()
-        rows = [
-            PrefillRow(
-                ready.job.placement.hit_tokens,
-                ready.job.miss_ids,
-                PromptKeys(ready.job.chain_root, ready.job.keys),
-            )
-            for ready in batch
-        ]
+        rows = [ready.row(tokens) for ready, tokens in batch]
         shape = BatchShape(tuple(row.hit_tokens for row in rows), tuple(len(row.token_ids) for row in rows))
-        buffers = self._runner.new_buffer(shape), self._runner.new_buffer(shape)
-        feed = PrefillFeed(
-            self._traffic,
-            buffers,
-            shape,
-            [self._feed_row(ready) for ready in batch],
-            self._config.step_deadline_s,
-        )
+        feed = self._open_feed(shape, batch)
+        ended = [index for index, (ready, tokens) in enumerate(batch) if ready.is_last(tokens)]
         try:
             logits = self._runner.prefill(rows, feed)
-            sampled = sample(logits, [self._spec(ready.job) for ready in batch])
+            specs = [self._spec(batch[index][0].job) for index in ended]
+            sampled = dict(zip(ended, sample(logits[ended], specs), strict=True)) if ended else {}
         finally:
             feed.finish()
+        ended_s = time.monotonic()
         self._peak_resident_layers = max(self._peak_resident_layers, feed.peak_resident_layers)
-        moving_s = feed.load_wait_s + feed.fetch_wait_s + feed.send_wait_s
-        compute_s = time.monotonic() - started_s - moving_s
-        for index, ready in enumerate(batch):
-            phases = PhaseSeconds(
-                queue=started_s - ready.since_s,
-                kv_load=feed.load_wait_s,
-                prefill=compute_s,
-                kv_transfer=feed.fetch_wait_s + feed.send_wait_s,
-            )
-            self._resolve(ready, _Computed(sampled[index], _checksums(ready, feed, index), phases))
+        self._runner.counts.first += len(sampled)
+        moving = PhaseSeconds(kv_load=feed.load_wait_s, kv_transfer=feed.fetch_wait_s + feed.send_wait_s)
+        compute_s = ended_s - started_s - moving.total
+        rests = [PromptRest(row.hit_tokens, len(row.token_ids)) for row in rows]
+        self._batching.ran(rests, compute_s, num_cut=len(batch) - len(ended))
+        for index, (ready, tokens) in enumerate(batch):
+            waited = PhaseSeconds(queue=started_s - ready.idle_since_s, prefill=compute_s)
+            ready.advance(tokens, feed.new_checksums(index), waited + moving, ended_s)
+            if index in sampled:
+                self._resolve(ready, Computed(sampled[index], tuple(ready.checksums), ready.phases))
+        self._ready[:0] = [ready for index, (ready, _) in enumerate(batch) if index not in sampled]
 
-    def _feed_row(self, ready: _Ready) -> FeedRow:
-        placement = ready.job.placement
-        return FeedRow(
-            tuple(None if side is ReadSide.DECODE else slot for side, slot, _ in placement.hit_blocks()),
-            ready.hit_checksums,
-            placement.decode_slots,
-            self._regions[placement.decode_node],
-            hit_sent=False,
+    def _open_feed(self, shape: BatchShape, batch: list[tuple[PromptProgress, int]]) -> BatchFeed:
+        regions = [self._regions[ready.job.placement.decode_node] for ready, _ in batch]
+        return open_feed(
+            self._traffic,
+            self._runner,
+            shape,
+            [
+                ready.feed_row(tokens, self._layout, region)
+                for (ready, tokens), region in zip(batch, regions, strict=True)
+            ],
+            self._config,
         )
 
     def _spec(self, job: PrefillJob) -> SampleSpec:
@@ -342,7 +335,7 @@ class PrefillEngine(Engine):
             else:
                 self._ready.append(ready)
 
-    def _resolve(self, ready: _Ready, computed: _Computed) -> None:
+    def _resolve(self, ready: PromptProgress, computed: Computed) -> None:
         def set_result() -> None:
             if not ready.done.done():
                 ready.done.set_result(computed)
@@ -353,7 +346,7 @@ class PrefillEngine(Engine):
         self._failure = failure
         self._reject([*self._running, *self._ready], failure)
 
-    def _reject(self, batch: list[_Ready], failure: str) -> None:
+    def _reject(self, batch: list[PromptProgress], failure: str) -> None:
         def set_exceptions() -> None:
             for ready in batch:
                 if not ready.done.done():
@@ -370,8 +363,3 @@ def _lost_blocks(job: PrefillJob, results: Sequence[BlockReadResult]) -> dict[in
         for index, ((side, slot, block), result) in enumerate(hits)
         if result.status is not ReadStatus.OK
     }
-
-
-def _checksums(ready: _Ready, feed: PrefillFeed, index: int) -> tuple[bytes, ...]:
-    """Per decode slot: the store's checksums for hit blocks, the feed's for new ones."""
-    return (*ready.hit_checksums, *feed.new_checksums(index))

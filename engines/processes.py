@@ -19,6 +19,7 @@ from engines.model.paced_spec import PacedSpec
 from engines.model.runner import ModelRunner
 from engines.model.tokenizer import load_tokenizer
 from engines.prefill import PrefillEngine
+from engines.scheduling.settings import SchedulingSettings
 from engines.stopping import Decoder, IdsOnly
 from engines.types import EngineId, Weights
 from kvstore.open_transport import TransportSpec, open_transport
@@ -29,6 +30,7 @@ class EngineSpec:
     """What an engine's process opens."""
 
     config: EnginesConfig
+    scheduling: SchedulingSettings
     model_path: str
     block_tokens: int
     transport: TransportSpec
@@ -42,6 +44,7 @@ class EngineSpec:
         runner, decoder = self._open_model()
         return EngineParts(
             config=self.config,
+            scheduling=self.scheduling,
             runner=runner,
             decoder=decoder,
             transport=open_transport(self.transport),

@@ -23,6 +23,7 @@ from engines.model.kv_pattern import VOCABULARY, ContextCheck, KVPattern, Words
 from engines.model.paced_spec import WORD_BYTES, PacedSpec
 from engines.model.runner import BatchShape, DecodeRow, GroupLinks, LayerFeed, NamedArray, PrefillRow
 from engines.scheduling.estimate import PromptWork
+from engines.scheduling.prefill_estimates import PrefillProfile
 from engines.types import BlockId, Forward, TokenCounts
 
 _KEPT_FORWARDS = 4096
@@ -56,7 +57,12 @@ class PacedRunner:
         self.device = torch.device("cpu")
         self.padding_exact = True
         self.counts = TokenCounts()
+        self.pads = False
         self._times = spec.step_times
+        self.prefill_profile: PrefillProfile | None = PrefillProfile(
+            self._times.attention_coefficients(), self._times.forward_coefficients(), spec.time_scale
+        )
+        self.attention_s: float | None = None
         self._verify = verify
         self._pace = pace or Pace()
         self._pattern = KVPattern(self.layout.num_layers, self.layout.token_bytes // WORD_BYTES)
@@ -108,9 +114,9 @@ class PacedRunner:
             num_left = self.layout.num_layers - 1 - layer
             self._keep_round(round_number, end_s + num_left * layer_s, is_last=num_left == 0)
             feed.store(layer)
-        self._record(started_s, work.new_tokens, work.kv_tokens, self._attention_s(work), round_number)
+        self.attention_s = self._attention_s(work)
+        self._record(started_s, work.new_tokens, work.kv_tokens, self.attention_s, round_number)
         self.counts.prompt += work.new_tokens
-        self.counts.first += len(rows)
         return self._logits(np.array([prompt.last for prompt in prompts], np.uint64))
 
     def new_buffer(self, shape: BatchShape) -> Tensor:

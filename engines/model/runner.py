@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from engines.model.forward_rounds import ForwardRounds
+from engines.scheduling.prefill_estimates import PrefillProfile
 from engines.types import NO_KEYS, BlockId, Forward, PromptKeys, TokenCounts
 from kvstore.layout import BlockLayout
 
@@ -97,8 +98,14 @@ class ModelRunner(Protocol):
 
     layout: BlockLayout
     device: torch.device
+    pads: bool
+    """Rows of a prefill batch cost as much as the longest."""
     padding_exact: bool
     """False: only rows of equal (hit, new) lengths may share a batch."""
+    prefill_profile: PrefillProfile | None
+    """What a prefill takes; None: it is to be learnt."""
+    attention_s: float | None
+    """Seconds of attention in all layers of the last prefill; None where it cannot be told from the rest."""
     counts: TokenCounts
 
     @property

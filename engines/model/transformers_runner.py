@@ -16,12 +16,17 @@ from engines.model.cache_format import cache_format
 from engines.model.paged_cache import PagedBatch, paged_cache
 from engines.model.runner import BatchShape, DecodeRow, GroupLinks, LayerFeed, NamedArray, PrefillRow
 from engines.model.stream_cache import stream_cache
+from engines.scheduling.prefill_estimates import PrefillProfile
 from engines.types import Forward, TokenCounts
 from kvstore.layout import BlockLayout
 
 
 class TransformersRunner:
     """A ModelRunner over one transformers model."""
+
+    pads = True
+    prefill_profile: PrefillProfile | None = None
+    attention_s: float | None = None
 
     def __init__(self, model: PreTrainedModel, block_tokens: int) -> None:
         self._model = model
@@ -64,7 +69,6 @@ class TransformersRunner:
             logits_to_keep=kept.to(self.device),
         ).logits
         self.counts.prompt += sum(shape.new_tokens)
-        self.counts.first += len(rows)
         return logits[torch.arange(len(rows)), row_of]
 
     def new_buffer(self, shape: BatchShape) -> Tensor:

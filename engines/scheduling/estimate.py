@@ -45,6 +45,10 @@ class PromptWork:
             self.new_tokens + more.new_tokens, self.pairs + more.pairs, self.kv_tokens + more.kv_tokens
         )
 
+    def times(self, count: int) -> PromptWork:
+        """`count` prompts like this one."""
+        return PromptWork(count * self.new_tokens, count * self.pairs, count * self.kv_tokens)
+
     def terms(self) -> tuple[float, float, float, float]:
         return (1.0, float(self.new_tokens), self.pairs, float(self.kv_tokens))
 

@@ -10,7 +10,7 @@ block of it at least. The paper does not say whether its quota of 300 ms is a la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engines.scheduling.estimate import PromptWork, TimeEstimate
@@ -43,7 +43,15 @@ class Quota:
     """Layers whose attention the quota bounds together: 1, or all of the model."""
     limit_tokens: int
     """Most new tokens, for memory."""
+    limit_kv_tokens: float
+    """Most tokens, cached and new, whose KV is in HBM at once; infinite where one layer's is."""
     block_tokens: int
+
+    def admits(self, work: PromptWork, estimate: TimeEstimate) -> bool:
+        """Whether one forward may take in `work`."""
+        attention_s = estimate.predict_s(work) * self.num_layers
+        within = work.new_tokens <= self.limit_tokens and work.kv_tokens <= self.limit_kv_tokens
+        return within and attention_s <= self.attention_s
 
 
 def pick_chunks(waiting: Sequence[PromptRest], estimate: TimeEstimate, quota: Quota) -> tuple[Chunk, ...]:
@@ -66,14 +74,17 @@ def _most_tokens(prompt: PromptRest, work: PromptWork, estimate: TimeEstimate, q
     """New tokens of `prompt` that still fit beside `work`: all of them, or whole blocks."""
 
     def fits(new_tokens: int) -> bool:
-        together = work + PromptWork.of(prompt.cached_tokens, new_tokens)
-        attention_s = estimate.predict_s(together) * quota.num_layers
-        return together.new_tokens <= quota.limit_tokens and attention_s <= quota.attention_s
+        return quota.admits(work + PromptWork.of(prompt.cached_tokens, new_tokens), estimate)
 
-    if fits(prompt.new_tokens):
-        return prompt.new_tokens
-    low, high = 0, prompt.new_tokens // quota.block_tokens
+    return most_tokens(prompt.new_tokens, quota.block_tokens, fits)
+
+
+def most_tokens(new_tokens: int, block_tokens: int, fits: Callable[[int], bool]) -> int:
+    """All of `new_tokens`, or the most whole blocks of them, that still fit; 0 if not one block does."""
+    if fits(new_tokens):
+        return new_tokens
+    low, high = 0, new_tokens // block_tokens
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle * quota.block_tokens) else (low, middle - 1)
-    return low * quota.block_tokens
+        low, high = (middle, high) if fits(middle * block_tokens) else (low, middle - 1)
+    return low * block_tokens

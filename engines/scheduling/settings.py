@@ -48,10 +48,17 @@ class SchedulingSettings:
     """Unread blocks move to the other side only if the slower side's finish comes sooner by this share."""
     rebalance_min_blocks: int
     """Fewest blocks that are worth a move."""
+    batching: Literal["auto", "quota", "count"]
+    """What bounds a prefill batch. `quota`: its predicted attention time. `count`: the number of its new
+    tokens alone. `auto`: the quota where the runner tells its attention time, else the count. The prompt that
+    meets the bound is cut."""
     attention_quota_s: float
     """Predicted attention time up to which prompts join a prefill batch."""
     attention_quota_scope: Literal["layer", "forward"]
     """What the quota bounds: the attention of one layer, or of all layers of a forward together."""
+    estimate_coefficients: tuple[float, float, float, float]
+    """What an estimate starts from where the runner has no profile: seconds of a layer for each of its terms
+    (once, a new token, a pair of a query and a key, a token of KV)."""
     estimate_forgetting: float
     """Weight of what an estimate knows after one more observation, in (0, 1]; 1 never forgets."""
     estimate_prior_weight: float
@@ -74,6 +81,10 @@ class SchedulingSettings:
         require_above(self, 1, "estimate_outlier_factor")
         if not 0 < self.rebalance_gain < 1:
             raise ValueError(f"rebalance_gain must be between 0 and 1, got {self.rebalance_gain}")
+        if not any(self.estimate_coefficients) or min(self.estimate_coefficients) < 0:
+            raise ValueError(
+                f"estimate_coefficients must be >= 0 and not all 0, got {list(self.estimate_coefficients)}"
+            )
         if not 0 < self.estimate_forgetting <= 1:
             raise ValueError(f"estimate_forgetting must be in (0, 1], got {self.estimate_forgetting}")
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +20,10 @@ PER_TOKEN = estimate(0.0, 1.0, 0.0, 0.0)
 """A second for every new token, to count by."""
 
 
-def quota(attention_s: float, num_layers: int = 1, limit_tokens: int = 10**9) -> Quota:
-    return Quota(attention_s, num_layers, limit_tokens, BLOCK)
+def quota(
+    attention_s: float, num_layers: int = 1, limit_tokens: int = 10**9, limit_kv_tokens: float = math.inf
+) -> Quota:
+    return Quota(attention_s, num_layers, limit_tokens, limit_kv_tokens, BLOCK)
 
 
 def rests(*new_tokens: int, cached: int = 0) -> list[PromptRest]:
@@ -74,6 +78,13 @@ def test_cached_tokens_count_by_what_new_ones_attend_to() -> None:
 
 def test_no_more_tokens_run_than_memory_holds() -> None:
     assert pick_chunks(rests(6, 9), PER_TOKEN, quota(99, limit_tokens=11)) == (Chunk(0, 6), Chunk(1, 4))
+
+
+def test_no_more_kv_is_in_hbm_than_it_holds() -> None:
+    assert pick_chunks(rests(6, 9, cached=8), PER_TOKEN, quota(99, limit_kv_tokens=27)) == (
+        Chunk(0, 6),
+        Chunk(1, 4),
+    )
 
 
 WAITING = st.lists(
