@@ -124,6 +124,11 @@ class EngineCluster:
         figures = await asyncio.gather(*(node.figures() for node in self.nodes.values()))
         return dict(zip(self.nodes, figures, strict=True))
 
+    async def prefill_figures(self) -> dict[EngineId, dict[str, float]]:
+        """What batches every prefill engine has computed since the start, by figure."""
+        figures = await asyncio.gather(*(engine.figures() for engine in self.prefill_engines.values()))
+        return dict(zip(self.prefill_engines, figures, strict=True))
+
     async def token_counts(self) -> dict[EngineId, TokenCounts]:
         """Tokens every engine computed since the start, by kind."""
         by_id = self.prefill_engines | self.decode_engines

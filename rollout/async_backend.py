@@ -212,12 +212,27 @@ class AsyncRolloutBackend:
             totals.update(figures)
         return {f"kv/{name}": float(value) for name, value in totals.items()}
 
+    async def estimate_figures(self) -> dict[str, float]:
+        """How far off the prefill engines' estimates lately were, on the mean over what they computed.
+
+        scheduler/estimate_mape is that of attention, which the quota of a batch bounds;
+        scheduler/forward_mape that of whole forwards.
+        """
+        by_engine = (await self._cluster.prefill_figures()).values()
+        forwards = sum(figures["forwards"] for figures in by_engine)
+        return {
+            f"scheduler/{name}": sum(figures["forwards"] * figures[name] for figures in by_engine)
+            / max(forwards, 1)
+            for name in ("estimate_mape", "forward_mape")
+        }
+
     async def metrics(self) -> Mapping[str, float]:
         """What the backend holds and has done since the start, as flat slash-named figures."""
         figures: dict[str, float] = {"rollout/weights_version": self.weights_version}
         scheduler = await self._cluster.scheduler.figures()
         figures |= {f"scheduler/{k}": v for k, v in scheduler.items() if k not in _STORE_FIGURES}
         figures |= await self.store_figures()
+        figures |= await self.estimate_figures()
         kv = await self.kv_bytes()
         figures["kv/read_bytes/prefill_side"] = kv.read_prefill_side
         figures["kv/read_bytes/decode_side"] = kv.read_decode_side
@@ -225,6 +240,8 @@ class AsyncRolloutBackend:
         figures["kv/written_bytes"] = kv.written
         for engine_id, counts in (await self._cluster.token_counts()).items():
             figures |= {f"engines/{engine_id}/{k}_tokens": v for k, v in asdict(counts).items()}
+        for engine_id, batches in (await self._cluster.prefill_figures()).items():
+            figures |= {f"engines/{engine_id}/{k}": v for k, v in batches.items()}
         return figures
 
     # -- inside --------------------------------------------------------------------------------------

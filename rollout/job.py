@@ -196,7 +196,8 @@ async def _rollout(
     await backend.settled()
     moved = await backend.kv_bytes() - before
     desk.steps.append(summarise_step(done, step, backend.weights_version, moved))
-    desk.monitor.log(series(desk.steps[-1]) | await backend.store_figures(), step=step)
+    figures = await backend.store_figures() | await backend.estimate_figures()
+    desk.monitor.log(series(desk.steps[-1]) | figures, step=step)
     return done
 
 

@@ -110,6 +110,14 @@ def test_metrics_tell_what_the_store_holds_and_what_it_has_met(backend: rollout.
     assert metrics["kv/direct_io"] in (0, 2)
 
 
+def test_metrics_tell_how_well_prefill_batches_were_foreseen(backend: rollout.RolloutBackend) -> None:
+    backend.generate(TASKS[:1])
+    metrics = backend.metrics()
+    assert metrics["engines/prefill-0-0/rows"] >= metrics["engines/prefill-0-0/forwards"] > 0
+    assert metrics["scheduler/estimate_mape"] >= 0
+    assert metrics["scheduler/forward_mape"] >= 0
+
+
 def test_a_submitted_trajectory_can_be_aborted_and_still_comes_back(
     backend: rollout.RolloutBackend,
 ) -> None:
