@@ -144,6 +144,8 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
     """Start everything and join it up; raises what a part raised if one cannot start."""
     if (warning := bottleneck(spec.engines, spec.rates)) is not None:
         logger.warning(warning)
+    if spec.engines.oracle:  # what was not read cannot be found again in DRAM
+        spec = replace(spec, kvstore=replace(spec.kvstore, dram_bytes=0))
     # The engines' own processes may see other devices than this one.
     config = replace(spec.engines, device=resolve_device(spec.engines.device))
     engine_ids = _engine_ids(config)
@@ -184,6 +186,7 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         num_writers=len(nodes),
         prefill_load_limit_tokens=config.prefill_load_limit_tokens,
         weights=spec.weights,
+        keeps_directory=not config.oracle,
         name="scheduler",
         node=None,
     )
@@ -237,6 +240,7 @@ async def _start_nodes(
                 NodeNics(spec.rates, num_engines[node_id]),
                 name=f"node-{node_id}",
                 node=node_id,
+                oracle=spec.engines.oracle,
             )
             for node_id in names
         )

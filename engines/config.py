@@ -79,6 +79,8 @@ class EnginesConfig:
         require_above(self, 0, "step_deadline_s", "start_deadline_s")
         if self.kind == "paced" and self.device != "cpu":
             raise ValueError(f"device must be cpu where engines.kind=paced, got {self.device}")
+        if self.oracle and self.kind != "paced":
+            raise ValueError(f"oracle must be false where engines.kind is not paced, got {self.kind}")
 
     @property
     def abort_deadline_s(self) -> float:

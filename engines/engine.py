@@ -17,6 +17,7 @@ from engines.engine_nics import EngineNics, NicsHandle
 from engines.errors import RequestRefused
 from engines.model.forward_rounds import ForwardRounds, SharedRounds
 from engines.model.runner import GroupLinks, ModelRunner, NamedArray
+from engines.null_traffic import NullTraffic
 from engines.scheduling.settings import SchedulingSettings
 from engines.stopping import Decoder
 from engines.traffic_manager import TrafficManager, open_traffic_manager
@@ -83,7 +84,8 @@ class Engine(ABC):
 
     def _map(self, staging: StagingHandle) -> None:
         """Map the own node's memory and bind to the running event loop; before `self._loop.start()`."""
-        self._traffic = open_traffic_manager(staging, self._transport, self._runner, self._nics)
+        manager = NullTraffic if self._config.oracle else TrafficManager
+        self._traffic = open_traffic_manager(staging, self._transport, self._runner, self._nics, manager)
         self._open.callback(self._traffic.close)
         self._runner.link(GroupLinks(self._send_collective, self._rounds))
         self._events = asyncio.get_running_loop()

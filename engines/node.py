@@ -27,6 +27,7 @@ from kvstore.config import StoreConfig
 from kvstore.keys import BlockKey, WeightsId
 from kvstore.layout import BlockLayout
 from kvstore.limiter import LimiterHandle, NodeLimiter
+from kvstore.null_store import NullStore
 from kvstore.open_store import open_store
 from kvstore.open_transport import TransportSpec, open_region_server
 from kvstore.region_server import RegionServer, SharedMemoryServer
@@ -327,12 +328,23 @@ class NodeProcess(NodeAgent):
         writer_id: str,
         transport: TransportSpec,
         nics: NodeNics,
+        *,
+        oracle: bool = False,
     ) -> None:
+        """`oracle`: storage takes no time and moves no byte (engines.oracle)."""
         staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
-        store = open_store(config, staging, directory=Path(directory), writer_id=writer_id)
+        store: BlockStore = NullStore(layout)
+        if not oracle:
+            store = open_store(config, staging, directory=Path(directory), writer_id=writer_id)
+        self._oracle = oracle
         super().__init__(
             node_id, store, staging, config.deadline_s, open_region_server(transport), nics.open(node_id)
         )
+        if oracle:  # nothing passes the storage NIC
+            self._store = replace(self._store, snic=None)
+
+    async def moved(self) -> NodeBytes:
+        return NodeBytes() if self._oracle else await super().moved()
 
     async def figures(self) -> dict[str, float]:
         own = await super().figures()

@@ -56,7 +56,7 @@ class EngineSpec:
         if self.config.kind == "paced":
             assert self.paced is not None, "a paced engine needs a PacedSpec"
             torch.set_num_threads(self.config.threads)
-            return PacedRunner(self.paced, self.block_tokens), IdsOnly()
+            return PacedRunner(self.paced, self.block_tokens, verify=not self.config.oracle), IdsOnly()
         runner = open_runner(self.config, self.model_path, self.block_tokens)
         return runner, load_tokenizer(self.model_path)
 

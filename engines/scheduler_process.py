@@ -25,14 +25,15 @@ class SchedulerProcess(Scheduler):
         num_writers: int,
         prefill_load_limit_tokens: int,
         weights: Weights,
+        keeps_directory: bool = True,
     ) -> None:
-        """`num_writers` nodes of this job write into `directory`."""
+        """`num_writers` nodes of this job write into `directory`, or nobody does and nobody keeps it."""
         super().__init__(
             config,
             prefill_load_limit_tokens=prefill_load_limit_tokens,
             weights=weights,
             dram_bytes=kvstore.dram_bytes,
-            keeper=_keeper(kvstore, Path(directory), num_writers),
+            keeper=_keeper(kvstore, Path(directory), num_writers) if keeps_directory else None,
         )
 
     async def open_store(self, layout: BlockLayout) -> None:

@@ -218,12 +218,16 @@ class TrafficManager:
 
 
 def open_traffic_manager(
-    staging: StagingHandle, transport: Transport, runner: ModelRunner, nics: EngineNics | None = None
+    staging: StagingHandle,
+    transport: Transport,
+    runner: ModelRunner,
+    nics: EngineNics | None = None,
+    manager: type[TrafficManager] = TrafficManager,
 ) -> TrafficManager:
     """Map the node's staging memory for an engine that runs `runner`, and share `nics` if there are any."""
     if nics is not None:
         transport = LimitedTransport(transport, nics.own, nics.peers)
-    return TrafficManager(StagingMemory.attach(staging), transport, runner.dtype, runner.device, nics)
+    return manager(StagingMemory.attach(staging), transport, runner.dtype, runner.device, nics)
 
 
 def _pin(staging: StagingMemory, device: torch.device) -> bool:

@@ -18,10 +18,12 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from engines.cluster import ClusterSpec, EngineCluster, start_cluster
 from engines.errors import RequestRefused
 from engines.model.runner import PrefillRow
-from engines.types import TurnResult
+from engines.scheduling.estimate import PromptWork
+from engines.types import Forward, RequestId, SamplingParams, TurnResult
 from tests.engines.conversations import SAMPLING, TOLERANCE, assert_same
 from tests.engines.fakes import FaultyTransport, Gate, Parts, take_turn
 from tests.engines.local_cluster import SCHEDULER, cluster_spec, running_cluster
+from tests.engines.paced import PROFILE, SPEC, paced_spec
 from tests.engines.tiny_models import NAMES, save_tiny_model
 
 BLOCK = 8
@@ -286,6 +288,37 @@ def test_batches_by_quota_calibrate_and_give_the_same_tokens(model_path: str, tm
     assert figures["forwards"] == figures["rows"] == num_blocks
     assert figures["estimate_mape"] > 0
     assert figures["forward_mape"] > 0
+
+
+def test_paced_batches_keep_to_the_attention_quota(tmp_path: Path) -> None:
+    # Bytes are checked in HBM by the runner, so chunks also fetch back what they should.
+    spec = paced_spec(tmp_path, burst_linger_s=0.1)
+    quota_s = PROFILE.num_layers * SPEC.step_times.attention_s(PromptWork.of(0, 50))
+    spec = with_scheduler(spec, batching="auto", attention_quota_s=quota_s, read_plan="split")
+    kept: dict[str, tuple[Forward, ...]] = {}
+
+    async def run() -> dict[str, float]:
+        async with running_cluster(spec) as cluster:
+            client = cluster.client_parts().client()
+
+            async def converse(name: int) -> None:
+                context = client.open_context()
+                for turn in range(3):
+                    context.append([(31 * name + 7 * turn + i) % 256 for i in range(100 - 40 * turn)])
+                    request_id = RequestId(f"{name}/{turn}")
+                    result = await client.run_turn(context, request_id, SamplingParams(4, 0.0), 30.0)
+                    context.append(result.token_ids)
+
+            await asyncio.gather(*(converse(name) for name in range(3)))
+            engine = cluster.prefill_engines["prefill-0-0"]
+            kept["prefill"] = engine._runner.forwards
+            return await engine.figures()
+
+    figures = asyncio.run(run())
+    assert figures["cut_rows"] > 0
+    assert figures["rows"] > figures["forwards"]
+    assert figures["estimate_mape"] == pytest.approx(0.0, abs=1e-6)
+    assert max(forward.attention_s for forward in kept["prefill"]) <= quota_s * (1 + 1e-6)
 
 
 async def _waiting(cluster: EngineCluster, num_turns: int) -> None:
