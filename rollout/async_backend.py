@@ -26,7 +26,7 @@ from kvstore.job_token import JobToken
 from kvstore.keys import WeightsId, weights_id_after_update, weights_id_of_files
 from kvstore.open_transport import TransportSpec
 from rollout.actors import RayCluster
-from rollout.agent import Sample
+from rollout.agent_run import Sample
 from rollout.config import RunConfig
 from rollout.controller import Controller, Running
 from rollout.limits import Limits

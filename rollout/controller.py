@@ -15,7 +15,7 @@ from typing import Protocol
 
 from engines.errors import EngineError
 from engines.types import PhaseSeconds
-from rollout.agent import Sample
+from rollout.agent_run import Sample
 from rollout.types import StopReason, Trajectory
 
 ANSWER_SLACK_S = 30.0

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from engines.client import ClientParts
 from engines.model.tokenizer import end_token_ids, load_tokenizer
 from engines.types import SamplingParams
-from rollout.agent import AgentSetup, Sample, run_agent
+from rollout.agent import AgentSetup, run_agent
+from rollout.agent_run import Sample
 from rollout.limits import Limits
 from rollout.prompt_format import open_format
 from rollout.types import Trajectory

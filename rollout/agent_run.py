@@ -1,0 +1,224 @@
+"""A trajectory in the making: what every kind of agent shares, whoever decides what is said next.
+
+It takes turns at the engines and writes down what was given, sampled and timed; a limit or a failure ends it
+as a Trajectory with one StopReason. What the agent says between turns is its subclass's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from engines.context import Context
+from engines.errors import EngineError
+from engines.types import OnPhase, PhaseSeconds, RequestId, SamplingParams, TurnResult
+from rollout.limits import Limits, deadline, expire_on
+from rollout.replay_task import ReplayTask
+from rollout.tasks import Task
+from rollout.types import Segment, StopReason, Trajectory, Turn
+
+
+class Engines(Protocol):
+    """Who runs the model's turns."""
+
+    def open_context(self) -> Context:
+        """An empty context of the current weights."""
+
+    async def run_turn(
+        self,
+        context: Context,
+        request_id: RequestId,
+        sampling: SamplingParams,
+        deadline_s: float,
+        on_phase: OnPhase,
+    ) -> TurnResult:
+        """Generate after `context`, which is left as it is; EngineError if that fails by the deadline.
+
+        Cancelling the call takes the request back.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Which trajectory to make."""
+
+    task: Task | ReplayTask
+    group_id: str
+    sample_index: int
+    request_prefix: str = ""
+    """Put before the request ids; with it they are unique in the job."""
+    start_after_s: float = 0.0
+    """When it starts, after its step does."""
+
+    @property
+    def trajectory_id(self) -> str:
+        """The same as its Trajectory's."""
+        return f"{self.group_id}/{self.sample_index}"
+
+    def request_id(self, turn: int) -> RequestId:
+        return RequestId(f"{self.request_prefix}{self.group_id}/{self.sample_index}/{turn}")
+
+
+class RunSetup(Protocol):
+    """What all agents of a step share, whatever they do."""
+
+    @property
+    def engines(self) -> Engines: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def clock(self) -> Callable[[], float]: ...
+
+
+async def play(run: AgentRun, abort: asyncio.Event | None = None) -> Trajectory:
+    """Play `run` to its end; setting `abort` ends it at once, with what it has until then."""
+    if abort is not None and abort.is_set():
+        return run.trajectory(StopReason.ABORTED)
+    try:
+        async with asyncio.timeout(run.limits.wall_time_s) as wall, expire_on(abort, wall):
+            reason = await run.play()
+        return run.trajectory(reason)
+    except Failure as failure:
+        return run.trajectory(failure.reason, error=str(failure))
+    except TimeoutError:
+        if not wall.expired():
+            raise
+        aborted = abort is not None and abort.is_set()
+        return run.trajectory(StopReason.ABORTED if aborted else StopReason.WALL_TIME)
+
+
+class Failure(Exception):
+    """The environment or the engines broke; ends the trajectory and is recorded on it."""
+
+    def __init__(self, reason: StopReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class AgentRun:
+    """One trajectory; a subclass says what its turns are."""
+
+    def __init__(
+        self, sample: Sample, setup: RunSetup, step_started_s: float | None, on_phase: OnPhase
+    ) -> None:
+        self._sample = sample
+        self._setup = setup
+        self._on_phase = on_phase
+        self._started_s = setup.clock()
+        self._step_started_s = self._started_s if step_started_s is None else step_started_s
+        self._segments = [Segment()]
+        self._turns: list[Turn] = []
+        self._reward = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        return self._setup.limits
+
+    async def play(self) -> StopReason:
+        """Take turns until there is a reason to stop."""
+        raise NotImplementedError
+
+    def trajectory(self, reason: StopReason, error: str | None = None) -> Trajectory:
+        duration_s = self._setup.clock() - self._started_s
+        spent = sum((turn.phases for turn in self._turns), start=PhaseSeconds())
+        return Trajectory(
+            task_id=self._sample.task.task_id,
+            group_id=self._sample.group_id,
+            sample_index=self._sample.sample_index,
+            segments=tuple(self._segments),
+            turns=tuple(self._turns),
+            reward=self._reward,
+            stop_reason=reason,
+            started_s=self._started_s - self._step_started_s,
+            duration_s=duration_s,
+            phases=fill(spent, duration_s),
+            error=error,
+        )
+
+    async def _generate(self, context: Context, sampling: SamplingParams) -> TurnResult:
+        """One model call; what it sampled joins the context and the record."""
+        request_id = self._sample.request_id(len(self._turns))
+        deadline_s = self._setup.limits.turn_deadline_s
+        with engine_errors():
+            late = f"the engines did not answer {request_id} within {deadline_s:g} s"
+            async with deadline(deadline_s, Failure(StopReason.ENGINE_ERROR, late)):
+                result = await self._setup.engines.run_turn(
+                    context, request_id, sampling, deadline_s, self._on_phase
+                )
+        self._segments[-1].append_sampled(result.token_ids, result.logprobs, result.weights_version)
+        context.append(result.token_ids)
+        return result
+
+    def _append_given(self, context: Context, token_ids: Sequence[int]) -> None:
+        self._segments[-1].append_given(token_ids)
+        context.append(token_ids)
+
+    def _record(
+        self,
+        result: TurnResult,
+        started_s: float,
+        tool_s: float,
+        tool_tokens: int,
+        phases: PhaseSeconds,
+    ) -> None:
+        turn = Turn(
+            segment=len(self._segments) - 1,
+            prompt_tokens=result.prompt_tokens,
+            hit_tokens=result.hit_tokens,
+            output_tokens=len(result.token_ids),
+            tool_tokens=tool_tokens,
+            finish_reason=result.finish_reason,
+            weights_version=result.weights_version,
+            started_s=started_s - self._started_s,
+            ttft_s=result.ttft_s,
+            ttst_s=result.ttst_s,
+            tpot_s=result.tpot_s,
+            tool_s=tool_s,
+            phases=fill(phases, self._setup.clock() - started_s),
+            recomputed_tokens=result.recomputed_tokens,
+            num_attempts=result.num_attempts,
+        )
+        self._turns.append(turn)
+
+
+class Stopwatch:
+    """Seconds spent inside its block, also when the block is left by an exception."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._entered_s = self._clock()
+
+    def __exit__(self, *raised: object) -> None:
+        self.seconds = self._clock() - self._entered_s
+
+
+@contextmanager
+def engine_errors() -> Iterator[None]:
+    try:
+        yield
+    except EngineError as error:
+        raise Failure(StopReason.ENGINE_ERROR, one_line(error)) from error
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def fill(phases: PhaseSeconds, duration_s: float) -> PhaseSeconds:
+    """The phases, made to sum to `duration_s`: what is missing goes to `other`.
+
+    Another process's clock may have measured more than ours; then all are shortened alike.
+    """
+    missing_s = duration_s - phases.total
+    if missing_s >= 0:
+        return phases + PhaseSeconds(other=missing_s)
+    share = duration_s / phases.total
+    return PhaseSeconds(*(seconds * share for seconds in phases.values()))
