@@ -30,6 +30,15 @@ from rollout.errors import UserError
 CONF_DIR = Path(__file__).parent / "conf"
 
 
+def _paced_bytes(kind: str, full_bytes: float, scale: float, otherwise: int) -> int:
+    """`${paced_bytes:...}` in conf/: a buffer's size at full size, scaled where engines are paced."""
+    if kind != "paced":
+        return otherwise
+    if not isinstance(scale, int | float) or not scale > 0:
+        return int(full_bytes)  # what is wrong with the scale is said where it is judged
+    return int(full_bytes / scale)
+
+
 def load_config(overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of conf/ with Hydra `overrides`, or a UserError of one line."""
     for override in overrides:
@@ -47,6 +56,7 @@ def _compose(overrides: list[str]) -> object:
     try:
         with warnings.catch_warnings(), _own_hydra():
             warnings.filterwarnings("error", message=".* is not available", category=UserWarning)
+            OmegaConf.register_new_resolver("paced_bytes", _paced_bytes, replace=True)
             composed = compose("config", overrides=overrides)
             return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingConfigException as error:

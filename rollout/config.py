@@ -135,9 +135,9 @@ class RunConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    job: Literal["train", "rollout"]
+    job: Literal["train", "rollout", "replay"]
     """`train`: rollout, GRPO step, weight push, and again; then a last rollout. `rollout`: one rollout
-    step, no trainer."""
+    step, no trainer. `replay`: recorded agents are played again in one step."""
     run_dir: str
     """Folder the run writes; made if it is not there."""
     overwrite: bool
@@ -147,9 +147,30 @@ class RunConfig:
     seed: int
     """Seed of sampling, of generated tasks and of the trainer."""
     num_agents: int | None
-    """Most agents at work at once. null: all of a step."""
+    """Most agents at work at once; null: all of a step. In a replay, how many agents there are: the
+    trace's sessions in order, then ones drawn at random; null: 64 for each paced prefill engine, or one for
+    each session."""
     experiment: str | None
     """Name of the experiment whose differences are applied; for information."""
+    trace: str | None
+    """The recorded agents: a file or a folder of closed-loop CSV, WEKA JSON, Mooncake JSONL or Bailian
+    JSONL, plain, .gz or .xz. null: the small sample that ships with the package."""
+    trace_window: int | None
+    """Rounds replayed of each session, from its middle; KV of the context before them is put into the store
+    first, untimed. null: all."""
+    setting: Literal["paper", "storage_bound"]
+    """Rates of the storage NICs of paced engines. `paper`: those of `cluster`. `storage_bound`: lowered until
+    reading through all of them takes three times as long as everything else."""
+    scale: float
+    """Divides the bytes of a token of paced engines, and the NIC rates of `cluster`."""
+    time_scale: float
+    """Divides the modelled times of paced engines, and multiplies the NIC rates of `cluster`."""
+    tool_wait_scale: float
+    """Recorded waits for tools take this many times as long, divided by time_scale. 0: nobody waits."""
+    arrivals: Literal["closed", "poisson"]
+    """`closed`: all agents start together. `poisson`: they arrive at random, `agents_per_s` on average."""
+    agents_per_s: float | None
+    """Agents that arrive in a second of full-size time; with arrivals=poisson only."""
     model: ModelConfig
     """The model that plays the agents."""
     task: TaskConfig
@@ -177,7 +198,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "seed")
-        require_at_least(self, 1, "num_agents")
+        require_at_least(self, 1, "num_agents", "trace_window")
+        require_above(self, 0, "scale", "time_scale", "agents_per_s")
+        require_at_least(self, 0, "tool_wait_scale")
+        if (self.arrivals == "poisson") != (self.agents_per_s is not None):
+            raise ValueError(
+                f"agents_per_s must be given with arrivals=poisson and only then, got {self.agents_per_s} "
+                f"with arrivals={self.arrivals}"
+            )
         if not self.run_dir:
             raise ValueError("run_dir must be a folder's path, got an empty text")
         if self.engines.kind == "paced" and self.model_profile is None:

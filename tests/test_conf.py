@@ -155,7 +155,7 @@ def test_the_configuration_is_frozen_and_slotted():
     ("overrides", "words"),
     [
         (["task.grop_size=3"], ["task.grop_size", "did you mean task.group_size"]),
-        (["shade=blue"], ["unknown key shade", "job", "seed"]),
+        (["zebra=blue"], ["unknown key zebra", "job", "seed"]),
         (["+task.colour=blue"], ["unknown key task.colour", "group_size"]),
         (["task.group_size=0"], ["task.group_size", ">= 1", "got 0"]),
         (["task.group_size=two"], ["task.group_size", "integer", "two"]),
@@ -166,7 +166,7 @@ def test_the_configuration_is_frozen_and_slotted():
         (["task.wall_time_s=inf"], ["task.wall_time_s", "finite", "inf"]),
         (["seed=null"], ["seed", "integer", "null"]),
         (["num_agents=0"], ["num_agents", ">= 1", "0"]),
-        (["job=sleep"], ["job", "'train' or 'rollout'", "sleep"]),
+        (["job=sleep"], ["job=sleep", "replay, rollout, train"]),
         (["kvstore=tape"], ["kvstore=tape", "ssd"]),
         (["transport=pigeon"], ["transport=pigeon", "shm, tcp"]),
         (["experiment=none"], ["experiment=none", "smoke, tiny_rl"]),

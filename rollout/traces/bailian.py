@@ -1,6 +1,6 @@
 """Bailian JSONL (qwen-bailian usage traces), one request a line.
 
-`chat_id`, `parent_chat_id`, `timestamp` (s), `input_length`, `output_length`, `hash_ids` of blocks of 16 tokens.
+`chat_id`, `parent_chat_id`, `timestamp` (s), `input_length`, `output_length`, `hash_ids` of 16-token blocks.
 
 Ids are global. A request whose parent is the last request of a session goes on with it; one whose parent is
 not there (-1 or unknown), or has gone on already, begins a session of its own and shares blocks by their

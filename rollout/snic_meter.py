@@ -1,0 +1,63 @@
+"""Bytes each storage NIC moved, second by second, while a replay runs.
+
+DualPath (arXiv 2602.21548, section 7) compares the busiest storage NIC with the mean in windows of 1 s. The nodes
+count; this reads their counters once a window. A window in which little was read says nothing about balance
+and is left out of the mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Self
+
+from rollout.summary import SnicFigures
+
+WINDOW_S = 1.0
+LEAST_SHARE = 0.1
+"""Windows with less than this share of the busiest window's bytes are not judged."""
+
+
+class SnicMeter:
+    """`async with SnicMeter(read): ...`; `read` gives each node's bytes since it started."""
+
+    def __init__(self, read: Callable[[], Awaitable[tuple[int, ...]]]) -> None:
+        self._read = read
+        self._windows: list[tuple[int, ...]] = []
+        self._lengths_s: list[float] = []
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._measure())
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    def figures(self) -> SnicFigures:
+        return snic_figures(self._windows, self._lengths_s)
+
+    async def _measure(self) -> None:
+        before, started_s = await self._read(), time.monotonic()
+        while True:
+            await asyncio.sleep(WINDOW_S)
+            now, now_s = await self._read(), time.monotonic()
+            self._windows.append(tuple(new - old for new, old in zip(now, before, strict=True)))
+            self._lengths_s.append(now_s - started_s)
+            before, started_s = now, now_s
+
+
+def snic_figures(windows: Sequence[tuple[int, ...]], lengths_s: Sequence[float]) -> SnicFigures:
+    """What the windows amount to: bytes of each node in each, and how even they are."""
+    most = max((sum(window) for window in windows), default=0)
+    judged = [window for window in windows if sum(window) > LEAST_SHARE * most]
+    ratios = [max(window) * len(window) / sum(window) for window in judged]
+    return {
+        "window_s": WINDOW_S,
+        "bytes": [list(window) for window in windows],
+        "lengths_s": list(lengths_s),
+        "max_over_avg": sum(ratios) / len(ratios) if ratios else None,
+    }
