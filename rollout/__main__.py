@@ -25,6 +25,7 @@ Rollouts of tool-using agents over prefill and decode engines, with their KV cac
 Every setting is an override, key=value or group=choice:
   python -m rollout                                      the default job
   python -m rollout job=rollout task.prompts_per_step=8  rollout alone, more of it
+  python -m rollout job=replay trace=my.csv              recorded agents played again, paced
   python -m rollout experiment=tiny_rl                   a tiny model learns to use its tool
   python -m rollout model.path=/path/to/a/model          your own causal LM
 """
@@ -86,7 +87,7 @@ def _choices() -> str:
         for group in groups
         if any(group.glob("*.yaml"))
     ]
-    return "\n".join(["choices:", *lines, "  job=        train | rollout"])
+    return "\n".join(["choices:", *lines])
 
 
 def _print(text: str) -> int:

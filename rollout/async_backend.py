@@ -7,6 +7,7 @@ It plays tasks and gives back trajectories. It does not train, does not log, and
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import uuid
 from collections import Counter
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from engines.cluster import ClusterSpec, EngineCluster, gpu_engines_by_node, start_cluster
-from engines.model.load import inspect_model
+from engines.model.load import ModelFolder, inspect_model
 from engines.model.runner import NamedArray
 from engines.types import Weights
 from kvstore.job_token import JobToken
@@ -31,11 +32,15 @@ from rollout.config import RunConfig
 from rollout.controller import Controller, Running
 from rollout.limits import Limits
 from rollout.metrics import KVBytes
+from rollout.replay import effective_rates, paced_spec
+from rollout.replay_task import ReplayTask
 from rollout.tasks import Task
 from rollout.types import Trajectory
 from rollout.worker import AgentWorker, WorkerSpec
 
 _BUCKET_BYTES = 64 << 20
+_PREPARED_AT_ONCE = 32
+AnyTask = Task | ReplayTask
 _STORE_FIGURES = ("stored_bytes", "evicted_bytes", "quarantined_slots")
 BASE_WEIGHTS = WeightsId("base")
 """Names the model's own weights where a store is not shared."""
@@ -52,17 +57,17 @@ class AsyncRolloutBackend:
     """`async with AsyncRolloutBackend(config) as backend: await backend.generate(tasks)`."""
 
     def __init__(self, config: RunConfig) -> None:
-        if config.model.path is None:
-            raise ValueError("the backend serves the model at model.path, got null")
         self._config = config
-        self._model = inspect_model(config.model.path)
+        self._model = _model_of(config)
         self._run_id = uuid.uuid4().hex[:12]
-        self._base_weights = weights_id_of_files(self._model.weight_files)
+        files = [] if self._model is None else self._model.weight_files
+        self._base_weights = weights_id_of_files(files) if files else BASE_WEIGHTS
         self._num_calls = 0
         self._submitted = _Submitted()
         self._ray: RayCluster | None = None
         self._cluster: EngineCluster
         self._controller: Controller
+        self._workers: list[Any] = []
 
     # -- start and end -------------------------------------------------------------------------------
 
@@ -87,12 +92,12 @@ class AsyncRolloutBackend:
         try:
             self._store_directory().mkdir(parents=True, exist_ok=True)
             self._cluster = await start_cluster(ray.spawn, self._spec())
-            workers = await self._start_workers(ray)
+            self._workers = await self._start_workers(ray)
         except BaseException:
             await self.close()
             raise
         self._controller = Controller(
-            workers, max_running=config.num_agents, wall_time_s=config.task.wall_time_s
+            self._workers, max_running=config.num_agents, wall_time_s=config.task.wall_time_s
         )
 
     async def close(self) -> None:
@@ -111,20 +116,38 @@ class AsyncRolloutBackend:
 
     # -- rollouts ------------------------------------------------------------------------------------
 
-    async def generate(self, tasks: Sequence[Task]) -> list[Trajectory]:
+    async def prepare(self, tasks: Sequence[ReplayTask]) -> int:
+        """Have the KV of the tasks' histories stored; the tokens that were computed for it.
+
+        Raises EngineError if one of them cannot be.
+        """
+        gate = asyncio.Semaphore(_PREPARED_AT_ONCE)
+
+        async def prepare(worker: Any, task: ReplayTask) -> int:
+            async with gate:
+                return int(await worker.prepare(task))
+
+        workers = itertools.cycle(self._workers)
+        computed = await asyncio.gather(
+            *(prepare(worker, task) for worker, task in zip(workers, tasks, strict=False))
+        )
+        await self.settled()
+        return sum(computed)
+
+    async def generate(self, tasks: Sequence[AnyTask]) -> list[Trajectory]:
         """Play each task `task.group_size` times; trajectories in the order of tasks and samples."""
         samples = self._samples(tasks)
         place = {sample.trajectory_id: index for index, sample in enumerate(samples)}
         found = [t async for t in self._controller.run(samples)]
         return sorted(found, key=lambda trajectory: place[trajectory.trajectory_id])
 
-    async def stream(self, tasks: Sequence[Task]) -> AsyncIterator[Trajectory]:
+    async def stream(self, tasks: Sequence[AnyTask]) -> AsyncIterator[Trajectory]:
         """The same, each trajectory as soon as it ends."""
         async with aclosing(self._controller.run(self._samples(tasks))) as trajectories:
             async for trajectory in trajectories:
                 yield trajectory
 
-    def submit(self, task: Task) -> list[str]:
+    def submit(self, task: AnyTask) -> list[str]:
         """Begin to play one task's group; returns the trajectory ids for `result` and `abort`."""
         samples = self._samples([task])
         for sample in samples:
@@ -246,11 +269,16 @@ class AsyncRolloutBackend:
 
     # -- inside --------------------------------------------------------------------------------------
 
-    def _samples(self, tasks: Sequence[Task]) -> list[Sample]:
+    def _samples(self, tasks: Sequence[AnyTask]) -> list[Sample]:
         self._num_calls += 1
         prefix = f"{self._num_calls}/"
         return [
-            Sample(task, f"{prefix}{index}-{task.task_id}", sample_index)
+            Sample(
+                task,
+                f"{prefix}{index}-{task.task_id}",
+                sample_index,
+                start_after_s=task.start_after_s if isinstance(task, ReplayTask) else 0.0,
+            )
             for index, task in enumerate(tasks)
             for sample_index in range(self._config.task.group_size)
         ]
@@ -266,19 +294,22 @@ class AsyncRolloutBackend:
             yield await self._ray.share(bucket)
 
     async def _start_workers(self, ray: RayCluster) -> list[Any]:
-        task = self._config.task
-        assert self._config.model.path is not None
+        config, task, model = self._config, self._config.task, self._model
         spec = WorkerSpec(
             parts=self._cluster.client_parts(),
-            model_path=str(self._model.path),
+            model_path=None if model is None else str(model.path),
             sampling=self._config.sampling.params(),
             limits=Limits(
                 max_turns=task.max_turns,
-                max_context_tokens=min(task.max_context_tokens, self._model.max_context_tokens),
+                max_context_tokens=min(
+                    task.max_context_tokens,
+                    task.max_context_tokens if model is None else model.max_context_tokens,
+                ),
                 wall_time_s=task.wall_time_s,
                 turn_deadline_s=task.turn_deadline_s,
                 tool_timeout_s=task.tool_timeout_s,
             ),
+            tool_wait_scale=config.tool_wait_scale / (1.0 if model is not None else config.time_scale),
         )
         return await asyncio.gather(
             *(
@@ -290,7 +321,7 @@ class AsyncRolloutBackend:
     def _spec(self) -> ClusterSpec:
         return cluster_spec(
             self._config,
-            str(self._model.path),
+            "" if self._model is None else str(self._model.path),
             str(self._store_directory()),
             run_id=self._run_id,
             weights_id=self._base_weights,
@@ -320,12 +351,22 @@ def cluster_spec(
         kvstore=config.kvstore,
         transport=TransportSpec(config.transport, JobToken.draw()),
         model_path=model_path,
-        rates=config.cluster,
+        rates=effective_rates(config),
+        paced=paced_spec(config),
         store_directory=store_directory,
         run_id=run_id,
         weights=Weights(0, weights_id),
         job_seed=config.seed,
     )
+
+
+def _model_of(config: RunConfig) -> ModelFolder | None:
+    """The model to serve; None where engines are paced."""
+    if config.engines.kind == "paced":
+        return None
+    if config.model.path is None:
+        raise ValueError("the backend serves the model at model.path, got null")
+    return inspect_model(config.model.path)
 
 
 async def buckets(

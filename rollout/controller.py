@@ -98,6 +98,7 @@ class Controller:
         return None
 
     async def _run(self, sample: Sample, gate: asyncio.Semaphore, step_started_s: float) -> Trajectory:
+        await asyncio.sleep(max(0.0, step_started_s + sample.start_after_s - self._clock()))
         async with gate:
             started_s = self._clock() - step_started_s
             index = min(range(len(self._loads)), key=self._loads.__getitem__)

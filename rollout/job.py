@@ -2,6 +2,7 @@
 
     train      rollout at version 0, GRPO step, push, rollout at version 1, ..., a last rollout
     rollout    one rollout step, no trainer
+    replay     one rollout step of recorded agents, with what they need in the store before it
 
 It wires the parts together and decides the order of things, nothing else. A rollout step's JCT counts from
 its first start to its last finish; starting, training and pushing weights are timed apart.
@@ -13,7 +14,7 @@ import asyncio
 import platform
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -23,17 +24,21 @@ from engines.errors import EngineError
 from kvstore.errors import KvStoreError
 from rollout import __version__
 from rollout.actors import RayCluster
-from rollout.async_backend import AsyncRolloutBackend
+from rollout.async_backend import AnyTask, AsyncRolloutBackend
 from rollout.chain_arithmetic import make_tasks
 from rollout.compose import to_yaml
 from rollout.config import RunConfig
+from rollout.cpu_use import read_cpu
 from rollout.errors import RolloutError
 from rollout.metrics import StepSummary, series, summarise_job, summarise_step
 from rollout.monitor import Monitor
 from rollout.progress import Progress, SlowestNow, StepState
 from rollout.records import TrajectoryWriter
+from rollout.replay import ReplayPlan, max_context_tokens, plan_replay
 from rollout.report import print_report
 from rollout.run_dir import RunDir
+from rollout.snic_meter import SnicMeter
+from rollout.summary import ReplayFigures
 from rollout.tasks import Task, bundled_tasks_path, load_tasks, step_tasks
 from rollout.trainer_group import TrainerGroup
 from rollout.types import Trajectory
@@ -66,10 +71,20 @@ async def _run(config: RunConfig) -> None:
         desk = _Desk(config, run_dir, progress, monitor)
         if config.model.warm_start is not None:
             desk.config = _with_warm_model(desk)
+        if config.job == "replay":
+            desk.plan_replay()
         async with _players(desk) as (backend, trainer):
-            await _run_steps(desk, backend, trainer)
+            if desk.replay is None:
+                await _run_steps(desk, backend, trainer)
+            else:
+                await _run_replay(desk, backend, desk.replay)
         summary = summarise_job(
-            desk.steps, job=config.job, seed=config.seed, timing_s=desk.timing_s, versions=_versions()
+            desk.steps,
+            job=config.job,
+            seed=config.seed,
+            timing_s=desk.timing_s,
+            versions=_versions(),
+            replay=desk.replay_figures,
         )
         run_dir.write_summary(summary)
         monitor.finish(summary)
@@ -86,6 +101,16 @@ class _Desk:
     monitor: Monitor
     steps: list[StepSummary] = field(default_factory=list)
     timing_s: dict[str, float] = field(default_factory=dict)
+    replay: ReplayPlan | None = None
+    replay_figures: ReplayFigures | None = None
+
+    def plan_replay(self) -> None:
+        """Read the trace; from here on the configuration has the rates that `setting` gives."""
+        self.progress.phase(f"reading {self.config.trace or 'the sample trace'}")
+        self.replay = plan_replay(self.config, max_context_tokens(self.config))
+        self.config = self.replay.config
+        self.replay_figures = self.replay.figures()
+        self.progress.phase(self.replay.told())
 
     @property
     def num_train_steps(self) -> int:
@@ -166,6 +191,24 @@ async def _run_steps(desk: _Desk, backend: AsyncRolloutBackend, trainer: Trainer
                 await _train(desk, backend, trainer, step, trajectories)
 
 
+async def _run_replay(desk: _Desk, backend: AsyncRolloutBackend, plan: ReplayPlan) -> None:
+    """Put the histories into the store, then play all agents in one step and measure what it took."""
+    assert desk.replay_figures is not None
+    with desk.timed("prepare", "putting the KV before the window into the store"):
+        desk.replay_figures["history_tokens"] = await backend.prepare(plan.tasks)
+    before = read_cpu()
+    with TrajectoryWriter(desk.run_dir.trajectories) as writer:
+        async with SnicMeter(lambda: _snic_bytes(backend)) as meter:
+            await _rollout(desk, backend, 0, plan.tasks, writer)
+    desk.replay_figures["cpu_use"] = read_cpu().use_since(before)
+    desk.replay_figures["snic"] = meter.figures()
+    desk.replay_figures["slo"] = plan.slo(desk.steps[-1].figures())
+
+
+async def _snic_bytes(backend: AsyncRolloutBackend) -> tuple[int, ...]:
+    return (await backend.kv_bytes()).snic_bytes
+
+
 async def _resume(desk: _Desk, backend: AsyncRolloutBackend, trainer: TrainerGroup | None) -> int:
     """The step to begin with; a resumed run's engines get the checkpoint's weights first."""
     if desk.config.resume is None or trainer is None:
@@ -180,7 +223,7 @@ async def _rollout(
     desk: _Desk,
     backend: AsyncRolloutBackend,
     step: int,
-    tasks: list[Task],
+    tasks: Sequence[AnyTask],
     writer: TrajectoryWriter,
 ) -> list[Trajectory]:
     """One rollout step: play, record, measure. What has ended is recorded even if the step is cut short."""
@@ -216,7 +259,9 @@ async def _watch(desk: _Desk, backend: AsyncRolloutBackend, step: int, done: lis
             StepState(
                 step=step,
                 num_steps=desk.num_train_steps + 1,
-                num_trajectories=config.task.trajectories_per_step,
+                num_trajectories=(
+                    config.task.trajectories_per_step if desk.replay is None else len(desk.replay.tasks)
+                ),
                 num_done=len(done),
                 num_running=len(running),
                 num_turns=sum(len(trajectory.turns) for trajectory in done),

@@ -26,6 +26,7 @@ from rollout.summary import (
     Figures,
     JobSummary,
     KVFigures,
+    ReplayFigures,
     Slowest,
     StepFigures,
 )
@@ -243,6 +244,7 @@ def summarise_job(
     seed: int,
     timing_s: Mapping[str, float],
     versions: Mapping[str, str],
+    replay: ReplayFigures | None = None,
 ) -> JobSummary:
     """The content of summary.json; `timing_s` tells what stands beside the JCT, such as `train`."""
     totals = reduce(add, (step.totals for step in steps), Totals())
@@ -252,6 +254,7 @@ def summarise_job(
         "seed": seed,
         "steps": [step.figures() for step in steps],
         "timing_s": dict(timing_s),
+        "replay": replay,
         "versions": dict(versions),
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rollout.config import RunConfig
 from rollout.errors import UserError
+from rollout.replay import max_context_tokens, plan_replay
 from rollout.tasks import load_tasks
 
 FETCHED_MODEL = "models/smollm2-135m-instruct"
@@ -20,8 +21,14 @@ _PROCESS_BYTES = 400 << 20
 def check(config: RunConfig) -> None:
     """Raise UserError with one line for the first thing that cannot work."""
     _check_tasks(config)
-    if config.model.path is not None:
+    if config.engines.kind == "paced":
+        _check_memory(config, 0)
+    elif config.model.path is not None:
         _check_model(config, config.model.path)
+    if config.job == "replay":
+        plan_replay(config, max_context_tokens(config))
+    elif config.engines.kind == "paced":
+        raise UserError(f"engines=paced has no text to play job={config.job} with; use job=replay")
 
 
 def _check_tasks(config: RunConfig) -> None:
@@ -39,7 +46,7 @@ def _check_model(config: RunConfig, path: str) -> None:
         model = inspect_model(path)
     except ModelUnsupported as error:
         raise UserError(str(error)) from error
-    if config.task.max_context_tokens > model.max_context_tokens:
+    if config.job != "replay" and config.task.max_context_tokens > model.max_context_tokens:
         raise UserError(
             f"task.max_context_tokens must be at most the model's {model.max_context_tokens}, got "
             f"{config.task.max_context_tokens}"

@@ -1,9 +1,10 @@
 """What `setting` makes of a replay: how fast the storage NICs are, from the workload alone.
 
-`storage_bound` lowers the rate of the storage NICs until reading every hit through all of them takes three times
-the oracle: the time the replay would take if KV were always where it is needed. The oracle is estimated from the
-profile's times, as the larger of two bounds: a prefill engine's share of all prompts, and the longest
-agent alone. Both are lower bounds, so the ratio that is met in a run may be less than three; it is reported.
+`storage_bound` lowers the rate of the storage NICs until reading every hit through all of them takes three
+times the oracle: the time the replay would take if KV were always where it is needed. The oracle is estimated
+from the profile's times, as the larger of two bounds: a prefill engine's share of all prompts, and the
+longest agent alone. Both are lower bounds, so the ratio that is met in a run may be less than three; it is
+reported.
 
 Pure arithmetic. Bytes, seconds and rates are those of full size; scaling them is somebody else's affair.
 """
@@ -29,7 +30,7 @@ class Workload:
     read_tokens: int
     """Hit tokens that come from the store, if all that can be a hit is."""
     prefill_s: float
-    """All prompts, one after the other on one engine."""
+    """All prompts on one engine, in large batches."""
     longest_agent_s: float
     """The agent that takes longest if it is alone."""
 
@@ -37,15 +38,16 @@ class Workload:
 def workload(sessions: Sequence[Session], times: StepTimes, block_tokens: int) -> Workload:
     """Of agents that replay `sessions`; each hit is what the agent itself had in its context."""
     read_tokens, prefill_s, longest_s = 0, 0.0, 0.0
+    once_s = times.forward_coefficients()[0]  # per forward, so next to nothing per prompt of a large batch
     for session in sessions:
         known_tokens, agent_s = session.history_tokens, 0.0
         for prompt_tokens, each in session.prompts():
             kept = known_tokens if each.keep_tokens is None else min(each.keep_tokens, known_tokens)
             hit = min(kept, prompt_tokens - 1) // block_tokens * block_tokens
-            forward_s = times.forward_s(PromptWork.of([(hit, prompt_tokens - hit)]))
+            forward_s = times.forward_s(PromptWork.of(hit, prompt_tokens - hit))
             context = prompt_tokens + each.output_tokens // 2
             agent_s += forward_s + times.decode_s(1, context) * (each.output_tokens - 1)
-            prefill_s += forward_s
+            prefill_s += forward_s - once_s
             read_tokens += hit
             known_tokens = prompt_tokens + each.output_tokens
         longest_s = max(longest_s, agent_s)

@@ -1,8 +1,8 @@
 """Bytes each storage NIC moved, second by second, while a replay runs.
 
-DualPath (arXiv 2602.21548, section 7) compares the busiest storage NIC with the mean in windows of 1 s. The nodes
-count; this reads their counters once a window. A window in which little was read says nothing about balance
-and is left out of the mean.
+DualPath (arXiv 2602.21548, section 7) compares the busiest storage NIC with the mean in windows of 1 s. The
+nodes count; this reads their counters once a window. A window in which little was read says nothing about
+balance and is left out of the mean.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ A figure that nothing was measured for is null, never 0.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class Distribution(TypedDict):
@@ -74,6 +74,66 @@ class StepFigures(Figures):
     slowest: Slowest | None
 
 
+class SnicFigures(TypedDict):
+    """What the storage NICs moved in windows of about a second."""
+
+    window_s: float
+    bytes: list[list[int]]
+    """Of each node, read and written, in each window."""
+    lengths_s: list[float]
+    """How long each window was in truth."""
+    max_over_avg: float | None
+    """The busiest NIC over the mean of all, averaged over the windows in which enough was moved to say."""
+
+
+class RateFigures(TypedDict):
+    """In bytes a second as they are limited here; None: no limit."""
+
+    snic_bytes_per_s: float | None
+    cnic_bytes_per_s: float | None
+
+
+class SloFigures(TypedDict):
+    """Whether the run met the paper's limits, divided by time_scale."""
+
+    ttft_limit_s: float
+    tpot_limit_s: float
+    met: bool | None
+
+
+class ReplayFigures(TypedDict):
+    """What was replayed, and how. Scales are None where engines run a model."""
+
+    trace: str
+    sessions: int
+    """In the trace."""
+    sessions_cut: int
+    """Cut or left out, as a context would not fit."""
+    agents: int
+    trace_window: int | None
+    setting: str | None
+    model_profile: str | None
+    scale: float | None
+    effective_scale: float | None
+    """What bytes per token were divided by in truth."""
+    time_scale: float | None
+    tool_wait_scale: float
+    arrivals: str
+    agents_per_s: float | None
+    rates: RateFigures
+    store_bytes_expected: int | None
+    oracle_s_estimated: float | None
+    """The least time the replay takes where no byte is moved: a lower bound."""
+    history_tokens: NotRequired[int]
+    """Tokens whose KV was put into the store before the replay began."""
+    verified_bytes: NotRequired[int]
+    """KV bytes that paced engines checked; a wrong one fails the run."""
+    cpu_use: NotRequired[float]
+    """Share of this machine's cores, 0..1, that the replay took."""
+    snic: NotRequired[SnicFigures]
+    slo: NotRequired[SloFigures]
+
+
 class JobSummary(Figures):
     """The content of summary.json."""
 
@@ -82,4 +142,6 @@ class JobSummary(Figures):
     steps: list[StepFigures]
     timing_s: dict[str, float]
     """What is not in the JCT, such as `train`."""
+    replay: ReplayFigures | None
+    """Of a replay."""
     versions: dict[str, str]

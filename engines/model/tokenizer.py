@@ -24,6 +24,12 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+def ordinary_token_ids(tokenizer: Any) -> list[int]:
+    """The ids of the tokens that stand for text: no special and no added ones."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return sorted(set(tokenizer.get_vocab().values()) - special)
+
+
 def end_token_ids(path: str) -> tuple[int, ...]:
     """The end tokens that the folder's generation config names; none where it has no such file or entry.
 
