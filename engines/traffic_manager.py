@@ -58,6 +58,9 @@ class TrafficManager:
         self._nics = nics
         self._transport = transport
         self._layout = staging.layout
+        # The layout works them out each time, and they are asked for many times a layer.
+        self._layer_block_bytes = self._layout.layer_block_bytes
+        self._slot_bytes = self._layout.slot_bytes
         self._device = device
         self.pinned = _pin(staging, device)
         """Whether the staging memory is page-locked, so that copies to and from a GPU are asynchronous."""
@@ -76,12 +79,12 @@ class TrafficManager:
         blocks = destination.view(len(slots), self._layout.block_tokens, -1)
         if self._device.type == "cpu":
             self._gather(slots, layer, blocks)
-        elif self._layout.layer_block_bytes < _GATHER_BYTES:
+        elif self._layer_block_bytes < _GATHER_BYTES:
             blocks.copy_(self._gather_pinned(slots, layer), non_blocking=True)
         else:
             for block, slot in zip(blocks, slots.tolist(), strict=True):
                 block.copy_(self._slots[slot, layer], non_blocking=self.pinned)
-        self._count(Hop.HOST_TO_DEVICE, len(slots) * self._layout.layer_block_bytes)
+        self._count(Hop.HOST_TO_DEVICE, len(slots) * self._layer_block_bytes)
 
     def load_blocks(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """Copy the Full Blocks in `slots` to `blocks` of `pool` [layers, blocks, block_tokens, elements]."""
@@ -118,7 +121,7 @@ class TrafficManager:
             self.staging.buffer,
             self._places(own, layer),
             self._places(theirs, layer),
-            self._layout.layer_block_bytes,
+            self._layer_block_bytes,
         )
 
     def new_layer(self, source: Tensor, theirs: Offsets, layer: int) -> tuple[TransferList, Sums]:
@@ -126,7 +129,7 @@ class TrafficManager:
 
         Also the CRC32C of each slot's tokens. The last slot may be filled in part.
         """
-        memory, step = source.view(torch.uint8).view(-1).numpy(), self._layout.layer_block_bytes
+        memory, step = source.view(torch.uint8).view(-1).numpy(), self._layer_block_bytes
         starts = np.arange(len(theirs), dtype=np.int64) * step
         sizes = np.minimum(step, memory.nbytes - starts)
         num_whole = memory.nbytes // step
@@ -146,7 +149,7 @@ class TrafficManager:
         It is [tokens, elements] and begins with the hit. Raises TransferError if the CRC32C of a run is not
         the expected one: nobody else would see a bit that flipped on the way.
         """
-        step = self._layout.layer_block_bytes
+        step = self._layer_block_bytes
         on_cpu = self._device.type == "cpu"
         hit = destination[: remote.runs[-1].stop * self._layout.block_tokens]
         host = hit if on_cpu else torch.empty_like(hit, device="cpu", pin_memory=True)
@@ -199,7 +202,7 @@ class TrafficManager:
 
     def _copy_into(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """All layers of all blocks as one list, to a pool in host memory."""
-        num_layers, step = self._layout.num_layers, self._layout.layer_block_bytes
+        num_layers, step = self._layout.num_layers, self._layer_block_bytes
         memory, layers = pool.view(torch.uint8).view(-1).numpy(), np.arange(num_layers, dtype=np.int64)
         to = np.array(blocks, np.int64)[:, None] * step + layers * (memory.nbytes // num_layers)
         start = self._places(np.array(slots, np.int64)[:, None], layers)
@@ -208,7 +211,7 @@ class TrafficManager:
 
     def _places(self, slots: Offsets, layer: int | Offsets) -> Offsets:
         """Byte offsets of `layer` of each slot, in any node's staging memory."""
-        return slots * self._layout.slot_bytes + layer * self._layout.layer_block_bytes
+        return slots * self._slot_bytes + layer * self._layer_block_bytes
 
     def _count(self, hop: Hop, nbytes: int) -> None:
         """Account for a move of KV that was made; a host-device copy waits here for the compute NIC."""
