@@ -458,6 +458,8 @@ class Forward:
     """Tokens that were attended to."""
     round: int = 0
     """The group's round that it was part of, from 1; 0 where engines form no group."""
+    late_s: float = 0.0
+    """How long after its modelled time it ended. Beyond a few ms, the host is too busy to trust it."""
 
 
 @dataclass(slots=True)

@@ -41,10 +41,11 @@ class Pace:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
-    def until(self, end_s: float) -> None:
-        """Return at `end_s`, or at once if that has passed."""
+    def until(self, end_s: float) -> float:
+        """Return at `end_s`, or at once if that has passed; by how much it has."""
         while (left_s := end_s - self.clock()) > 0:
             self.sleep(left_s)
+        return -left_s
 
 
 class PacedRunner:
@@ -99,6 +100,7 @@ class PacedRunner:
         prompts = [_Prompt(self._pattern, row, self.layout.block_tokens) for row in rows]
         round_number = self._join_round(self.layout.num_layers * layer_s)
         started_s = end_s = self._pace.clock()
+        late_s = 0.0
         for layer in range(self.layout.num_layers):
             asked_s = self._pace.clock()
             words = _words(feed.load(layer))
@@ -110,12 +112,22 @@ class PacedRunner:
                 prompt.compute(row_words[hit_columns:], layer)
             end_s = (came_s if came_s - asked_s > _WAITED_S else end_s) + layer_s
             end_s = max(end_s, self._send(self._prefill_bytes * work.new_tokens))
-            self._pace.until(end_s)
+            late_s = self._pace.until(end_s)
             num_left = self.layout.num_layers - 1 - layer
             self._keep_round(round_number, end_s + num_left * layer_s, is_last=num_left == 0)
             feed.store(layer)
         self.attention_s = self._attention_s(work)
-        self._record(started_s, work.new_tokens, work.kv_tokens, self.attention_s, round_number)
+        self._forwards.append(
+            Forward(
+                started_s,
+                self._pace.clock() - started_s,
+                self.attention_s,
+                work.new_tokens,
+                work.kv_tokens,
+                round_number,
+                late_s,
+            )
+        )
         self.counts.prompt += work.new_tokens
         return self._logits(np.array([prompt.last for prompt in prompts], np.uint64))
 
@@ -171,8 +183,9 @@ class PacedRunner:
         sent_s = self._send(self._decode_bytes * len(rows))
         late_s = sent_s - sending_s - self._times.decode_collective_s(len(rows))
         self._decoded_s = started_s + self._times.decode_s(len(rows), context_tokens) + max(late_s, 0.0)
-        self._pace.until(self._decoded_s)
-        self._record(started_s, len(rows), context_tokens, 0.0)
+        late_s = self._pace.until(self._decoded_s)
+        duration_s = self._pace.clock() - started_s
+        self._forwards.append(Forward(started_s, duration_s, 0.0, len(rows), context_tokens, late_s=late_s))
         self.counts.decode += len(rows)
         return self._logits(chain_B)
 
@@ -216,10 +229,6 @@ class PacedRunner:
         logits_BV = torch.zeros(len(chain_B), VOCABULARY)
         logits_BV[torch.arange(len(chain_B)), torch.from_numpy(self._pattern.next_ids(chain_B))] = _SURE_LOGIT
         return logits_BV
-
-    def _record(self, started_s: float, new: int, kv: int, attention_s: float, number: int = 0) -> None:
-        duration_s = self._pace.clock() - started_s
-        self._forwards.append(Forward(started_s, duration_s, attention_s, new, kv, number))
 
 
 class _Prompt:

@@ -115,3 +115,22 @@ def test_a_group_of_engines_computes_in_rounds(tmp_path):
     done = [forward for own in forwards for forward in own]
     assert sum(forward.new_tokens for forward in done) == 6 * 50
     assert all(forward.round > 0 for forward in done)
+
+
+def test_an_engine_counts_the_bytes_of_its_collectives(tmp_path):
+    spec = paced_spec(tmp_path)
+    spec = replace(spec, paced=replace(SPEC, profile=replace(PROFILE, collective_bytes=(1000, 3000))))
+
+    async def play():
+        async with running_cluster(spec) as cluster:
+            client = cluster.client_parts().client()
+            context = client.open_context()
+            context.append(random_ids(50, 1))
+            await client.run_turn(
+                context, RequestId("one"), SamplingParams(max_tokens=3, temperature=0), 30.0
+            )
+            engines = (*cluster.prefill_engines.values(), *cluster.decode_engines.values())
+            return [(await engine.moved_bytes())["collective"] for engine in engines]
+
+    # 3 layers at a tenth of the bytes: 50 tokens in prefill, two steps of one in decode
+    assert asyncio.run(play()) == [3 * 50 * 100, 3 * 2 * 300]

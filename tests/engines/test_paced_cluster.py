@@ -10,8 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engines.cluster import start_cluster
 from engines.errors import EngineError
 from engines.types import PromptKeys, RequestId, SamplingParams
+from tests.engines.fakes import Parts
 from tests.engines.local_cluster import running_cluster
 from tests.engines.paced import next_id, paced_spec
 
@@ -51,6 +53,57 @@ def test_a_conversation_goes_on_from_stored_kv(tmp_path, plan):
     assert hits[-1] >= 96
     assert counts["prefill-0-0"].first == 6
     assert counts["decode-0-0"].decode == 60
+
+
+class FlippingRunner:
+    """A runner into whose HBM a bit comes flipped, in the last layer of every hit."""
+
+    def __init__(self, runner):
+        self._runner = runner
+
+    def __getattr__(self, name):
+        return getattr(self._runner, name)
+
+    def prefill(self, rows, feed):
+        return self._runner.prefill(rows, FlippingFeed(feed, self._runner.layout.num_layers - 1))
+
+
+class FlippingFeed:
+    def __init__(self, feed, layer):
+        self._feed = feed
+        self._layer = layer
+
+    def load(self, layer):
+        buffer = self._feed.load(layer)
+        if layer == self._layer:
+            buffer[0, 5, 3] ^= 16
+        return buffer
+
+    def store(self, layer):
+        self._feed.store(layer)
+
+
+def test_a_turn_whose_hit_is_damaged_on_the_way_into_hbm_fails(tmp_path):
+    """Past every checksum there is; the first turn has no hit, so nothing of it is looked at."""
+    parts = Parts(runner=lambda runner, name: FlippingRunner(runner) if "prefill" in name else runner)
+    spec = paced_spec(tmp_path)
+    spec = replace(spec, scheduler=replace(spec.scheduler, max_attempts=1))
+
+    async def play():
+        cluster = await start_cluster(parts.spawn, spec)
+        try:
+            client = cluster.client_parts().client()
+            context = client.open_context()
+            context.append([7] * 40)
+            result = await client.run_turn(context, RequestId("first"), GREEDY, 30.0)
+            context.append(result.token_ids)
+            context.append([9] * 10)
+            with pytest.raises(EngineError, match="token 5 of layer 2"):
+                await client.run_turn(context, RequestId("second"), GREEDY, 30.0)
+        finally:
+            await cluster.close()
+
+    asyncio.run(play())
 
 
 def test_stop_strings_are_refused(tmp_path):

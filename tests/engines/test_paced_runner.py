@@ -281,3 +281,17 @@ def test_steps_are_recorded():
     assert (forward.new_tokens, forward.kv_tokens) == (8, 40)
     assert forward.attention_s == pytest.approx(3 * SPEC.step_times.attention_s(work))
     assert forward.duration_s >= forward.attention_s
+
+
+def test_a_step_says_how_late_it_ended():
+    clock, ids = Clock(), random_ids(40, 13)
+    paced = PacedRunner(SPEC, STEP, pace=clock.pace)
+    layer_s = SPEC.step_times.layer_s(PromptWork.of(0, 40))
+
+    def on_load(layer: int) -> None:
+        clock.now_s += 0.00019  # of a busy host, as no KV was waited for
+
+    prefilled(paced, [PrefillRow(0, ids)], [NOTHING], on_load)
+    assert paced.forwards[0].late_s == pytest.approx(max(3 * (0.00019 - layer_s), 0.0), abs=1e-9)
+    prefilled(paced, [PrefillRow(0, ids)], [NOTHING])
+    assert paced.forwards[1].late_s == pytest.approx(0, abs=1e-9)
