@@ -163,7 +163,8 @@ def run_gc(owner: StoreOwner, directory: Path, plan: GcPlan) -> GcOutcome:
     freed = owner.unlink(names)
     left = [name for name in names if (directory / name).exists()]
     if left:
-        why = "a file cannot be removed" if owner.holds_lease else "another process took the lease over"
+        lost = "another process took the lease over"
+        why = f"{left[0]} cannot be removed" if owner.holds_lease else lost
         raise StoreError(f"{directory}: {len(left)} of {len(names)} segments are still there, {why}")
     return GcOutcome(directory, plan, dry_run=False, freed_bytes=freed)
 

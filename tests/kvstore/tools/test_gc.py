@@ -157,6 +157,12 @@ def test_a_directory_that_takes_no_lease_is_told_at_once_in_one_line(tmpfs, caps
     assert len(segments(directory)) == 1
 
 
+def test_a_segment_that_will_not_go_is_named(versions, capsys):
+    (versions / "w0.folder.000001.kv").mkdir()
+    complaint = complaint_of(capsys, "gc", versions, "--bad")
+    assert "1 of 1 segments are still there, w0.folder.000001.kv cannot be removed" in complaint
+
+
 def test_without_a_condition_nothing_is_dropped(versions, capsys):
     assert "--keep-latest" in complaint_of(capsys, "gc", versions)
     assert len(segments(versions)) == 8
