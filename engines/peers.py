@@ -17,10 +17,15 @@ from engines.types import (
     GenerateResult,
     HandOver,
     HitLost,
+    LoadId,
     LostBlock,
+    MovedBlock,
+    MoveOrder,
     NodeId,
     Placement,
     PrefillJob,
+    ReadAnswer,
+    ReadReport,
     ReadSide,
     RequestId,
     SlotId,
@@ -28,7 +33,7 @@ from engines.types import (
     Weights,
 )
 from kvstore.keys import BlockKey, WeightsId
-from kvstore.store import BlockLocation, BlockReadResult
+from kvstore.store import BlockLocation
 
 
 class SchedulerPeer(Protocol):
@@ -36,9 +41,9 @@ class SchedulerPeer(Protocol):
 
     async def submit(self, request: TurnRequest) -> Placement: ...
 
-    async def reads_done(self, request_id: RequestId, side: ReadSide) -> None: ...
+    async def report_reads(self, report: ReadReport) -> tuple[MoveOrder, ...]: ...
 
-    async def prefilled(self, request_id: RequestId) -> None: ...
+    async def prefilled(self, request_id: RequestId, moved: tuple[MovedBlock, ...] = ()) -> None: ...
 
     async def release_slots(self, request_id: RequestId, slots: Sequence[SlotId]) -> None: ...
 
@@ -63,8 +68,12 @@ class NodePeer(Protocol):
     """A node agent, as the engines of its node call it; prefill engines have others read for them too."""
 
     async def load(
-        self, loads: Sequence[BlockLoad], side: ReadSide, deadline_s: float
-    ) -> tuple[BlockReadResult, ...]: ...
+        self, request_id: RequestId, loads: Sequence[BlockLoad], side: ReadSide, deadline_s: float
+    ) -> ReadAnswer: ...
+
+    async def rest(self, load_id: LoadId) -> ReadAnswer: ...
+
+    async def drop(self, request_id: RequestId) -> None: ...
 
     async def persist(
         self, blocks: Sequence[BlockPersist], weights_id: WeightsId, deadline_s: float

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 
 from engines.engine import Engine, EngineParts
 from engines.errors import EngineFailed
@@ -26,8 +25,8 @@ from engines.sampling import SampleSpec, sample
 from engines.scheduling.burst import more_may_come
 from engines.scheduling.prefill_quota import PromptRest
 from engines.stopping import StopCondition
+from engines.turn_reads import LoadedHit, TurnReads
 from engines.types import (
-    BlockLoad,
     EngineId,
     FinishReason,
     FirstToken,
@@ -36,14 +35,11 @@ from engines.types import (
     LostBlock,
     NodeId,
     PhaseSeconds,
-    Placement,
     PrefillJob,
-    ReadSide,
     RequestId,
 )
 from kvstore.errors import TransferError
 from kvstore.staging import StagingHandle
-from kvstore.store import BlockReadResult, ReadStatus
 from kvstore.transport import RegionHandle
 
 _NAP_S = 0.001
@@ -58,10 +54,7 @@ class PrefillEngine(Engine):
         self._running: list[PromptProgress] = []
         self._turns: dict[RequestId, asyncio.Task[FirstToken | HitLost]] = {}
         self._aborted: set[RequestId] = set()
-        self._unanswered: set[RequestId] = set()
-        """Turns with a node that was to read for them and gave no answer: it may still write."""
-        self._telling: set[asyncio.Task[None]] = set()
-        self._num_reading = 0
+        self._reads: TurnReads
         self._peak_resident_layers = 0
         self._batching = PrefillBatching(parts.config, parts.scheduling, parts.runner)
 
@@ -75,7 +68,7 @@ class PrefillEngine(Engine):
     ) -> None:
         """Join the cluster and begin to serve. `staging` is the own node's memory."""
         self._map(staging)
-        self._nodes = nodes
+        self._reads = TurnReads(nodes, self._config.step_deadline_s)
         self._scheduler = scheduler
         self._decode_engines = decode_engines
         self._regions = regions
@@ -99,13 +92,13 @@ class PrefillEngine(Engine):
         turn = self._turns.get(request_id)
         if turn is not None:
             self._aborted.add(request_id)
+            await self._reads.drop(request_id)
         await self._loop.call(lambda: self._drop(request_id), self._config.step_deadline_s)
         if turn is not None:
             await asyncio.wait([turn], timeout=self._config.step_deadline_s)
         if turn is not None and not turn.done():
             raise EngineFailed(f"{self._engine_id} could not end {request_id}")
-        if request_id in self._unanswered:
-            self._unanswered.discard(request_id)
+        if self._reads.was_left_unanswered(request_id):
             raise EngineFailed(f"a node that was to read for {request_id} did not answer")
 
     async def peak_resident_layers(self) -> int:
@@ -120,17 +113,17 @@ class PrefillEngine(Engine):
 
     async def _serve(self, job: PrefillJob) -> FirstToken | HitLost:
         started_s = time.monotonic()
-        results = await self._load(job)
-        lost = _lost_blocks(job, results)
+        hit = await self._reads.load(job.placement)
+        lost = hit.lost(job.placement)
         if lost:
             return await self._hit_lost(job, lost)
         self._stop_if_aborted(job.placement.request_id)
         read_s = time.monotonic() - started_s
-        computed = await self._compute(job, tuple(result.layer_checksums for result in results))
+        computed = await self._compute(job, hit)
         self._stop_if_aborted(job.placement.request_id)
         handing_s = time.monotonic()
         finish_reason = await self._hand_over(job, computed)
-        await self._scheduler.prefilled(job.placement.request_id)
+        await self._scheduler.prefilled(job.placement.request_id, hit.moved)
         phases = PhaseSeconds(kv_load=read_s, kv_transfer=time.monotonic() - handing_s)
         return FirstToken(
             token_id=computed.sampled.token_id,
@@ -150,70 +143,20 @@ class PrefillEngine(Engine):
         if request_id in self._aborted:
             raise EngineFailed(f"{request_id} was aborted")
 
-    async def _load(self, job: PrefillJob) -> tuple[BlockReadResult, ...]:
-        """Have both sides read at once; returns when neither reads any more. Results are in block order."""
-        blocks = list(job.placement.hit_blocks())
-        if not blocks:
-            return ()
-        here = [index for index, (side, _, _) in enumerate(blocks) if side is not ReadSide.DECODE]
-        there = [index for index, (side, _, _) in enumerate(blocks) if side is ReadSide.DECODE]
-        loads = [
-            BlockLoad(index, slot, block.key, None if side is ReadSide.DRAM else block.location)
-            for index, (side, slot, block) in enumerate(blocks)
-        ]
-        self._num_reading += 1
-        try:
-            both = await asyncio.gather(
-                self._load_side(job.placement, ReadSide.PREFILL, [loads[index] for index in here]),
-                self._load_side(job.placement, ReadSide.DECODE, [loads[index] for index in there]),
-                return_exceptions=True,  # one side's failure does not end the other side's reads
-            )
-        finally:
-            self._num_reading -= 1
-        results: dict[int, BlockReadResult] = {}
-        for indices, side_results in zip((here, there), both, strict=True):
-            if isinstance(side_results, BaseException):
-                raise side_results
-            results.update(zip(indices, side_results, strict=True))
-        return tuple(results[index] for index in range(len(blocks)))
-
-    async def _load_side(
-        self, placement: Placement, side: ReadSide, loads: Sequence[BlockLoad]
-    ) -> tuple[BlockReadResult, ...]:
-        if not loads:
-            return ()
-        node = self._nodes[placement.read_node(side)]
-        try:
-            results = await node.load(loads, side, self._config.step_deadline_s)
-        except EngineFailed:
-            self._unanswered.add(placement.request_id)
-            raise
-        if any(load.location is not None for load in loads):
-            telling = self._events.create_task(self._tell_reads_done(placement.request_id, side))
-            self._telling.add(telling)
-            telling.add_done_callback(self._telling.discard)
-        return results
-
-    async def _tell_reads_done(self, request_id: RequestId, side: ReadSide) -> None:
-        with suppress(EngineFailed):  # the scheduler is gone: others will say so
-            await self._scheduler.reads_done(request_id, side)
-
     async def _hit_lost(self, job: PrefillJob, lost: dict[int, LostBlock]) -> HitLost:
         """The first bad block ends the hit, and the attempt; the next one will not find those that failed."""
         await self._scheduler.hit_lost(job.placement.request_id, list(lost.values()))
         keys = tuple(block.key for block in lost.values())
         return HitLost(hit_tokens=min(lost) * self._layout.block_tokens, lost_keys=keys)
 
-    async def _compute(self, job: PrefillJob, hit_checksums: tuple[bytes, ...]) -> Computed:
+    async def _compute(self, job: PrefillJob, hit: LoadedHit) -> Computed:
         if self._failure is not None:
             raise EngineFailed(self._failure)
         now_s = time.monotonic()
         ready = PromptProgress(
             job=job,
-            hit_slots=tuple(
-                None if side is ReadSide.DECODE else slot for side, slot, _ in job.placement.hit_blocks()
-            ),
-            checksums=list(hit_checksums),
+            hit_slots=hit.own_slots,
+            checksums=list(hit.checksums),
             done=self._events.create_future(),
             arrived_s=now_s,
             idle_since_s=now_s,
@@ -280,7 +223,7 @@ class PrefillEngine(Engine):
         return more_may_come(
             since_first_s=now_s - self._ready[0].arrived_s,
             since_last_s=now_s - self._ready[-1].arrived_s,
-            num_on_their_way=self._num_reading,
+            num_on_their_way=len(self._reads),
             linger_s=self._config.burst_linger_s,
         )
 
@@ -353,13 +296,3 @@ class PrefillEngine(Engine):
                     ready.done.set_exception(EngineFailed(failure))
 
         self._events.call_soon_threadsafe(set_exceptions)
-
-
-def _lost_blocks(job: PrefillJob, results: Sequence[BlockReadResult]) -> dict[int, LostBlock]:
-    """By their place in the prompt, the hit's blocks that cannot be used."""
-    hits = zip(job.placement.hit_blocks(), results, strict=True)
-    return {
-        index: LostBlock(block.key, slot, side, late=result.status is ReadStatus.TIMED_OUT)
-        for index, ((side, slot, block), result) in enumerate(hits)
-        if result.status is not ReadStatus.OK
-    }

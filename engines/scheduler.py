@@ -26,8 +26,11 @@ from engines.types import (
     EngineInfo,
     EngineRole,
     LostBlock,
+    MovedBlock,
+    MoveOrder,
     NodeId,
     Placement,
+    ReadReport,
     ReadSide,
     RequestId,
     SlotId,
@@ -110,7 +113,11 @@ class Scheduler:
         """
         self._reads.end(request_id, side)
 
-    async def prefilled(self, request_id: RequestId) -> None:
+    async def report_reads(self, report: ReadReport) -> tuple[MoveOrder, ...]:
+        """A node says how far its reads are; the answer says which of them the other side takes over."""
+        return ()
+
+    async def prefilled(self, request_id: RequestId, moved: tuple[MovedBlock, ...] = ()) -> None:
         """The prefill engine is done: its slots and its share of load come back."""
         loan = self._loans.get(request_id)
         if loan is None or not loan.prefilling:

@@ -15,7 +15,7 @@ from typing import NewType
 from kvstore.keys import KEY_BYTES, BlockKey, WeightsId
 from kvstore.pickled_by_fields import pickled_by_fields
 from kvstore.prefix_index import IndexedBlock
-from kvstore.store import BlockLocation
+from kvstore.store import BlockLocation, BlockReadResult
 
 RequestId = NewType("RequestId", str)
 EngineId = NewType("EngineId", str)
@@ -24,6 +24,8 @@ SlotId = NewType("SlotId", int)
 """A Full Block's place in a node's staging memory."""
 BlockId = NewType("BlockId", int)
 """A block's place in a decode engine's paged KV pool (its HBM)."""
+LoadId = NewType("LoadId", int)
+"""What a node was told to read in one call, as the node names it."""
 
 
 class FinishReason(StrEnum):
@@ -351,6 +353,18 @@ class MoveOrder:
 
 @pickled_by_fields
 @dataclass(frozen=True, slots=True)
+class ReadAnswer:
+    """A node's answer to a load: it is over, or part of it is to be read on the other side."""
+
+    load_id: LoadId
+    results: tuple[BlockReadResult | None, ...] | None
+    """For each block that did not move, in the order it was asked for; None for one that was dropped before
+    it began. None instead of all: the load goes on, and its rest must be asked for."""
+    moved: tuple[MoveOrder, ...]
+    """What has been given up since the last answer: orders, as far as they were carried out."""
+
+
+@dataclass(frozen=True, slots=True)
 class MovedBlock:
     """A block of a turn's hit that was read on another side than its placement says."""
 
@@ -437,6 +451,9 @@ class NodeBytes:
     read_decode_side: int = 0
     read_dram: int = 0
     written: int = 0
+    moved_to_prefill: int = 0
+    """Given up here before they were begun, for the prefill side's node to read."""
+    moved_to_decode: int = 0
 
     @property
     def storage_total(self) -> int:

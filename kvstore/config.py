@@ -30,6 +30,13 @@ class StoreConfig:
     need not read them again. Prompts take them back when they need room. 0: none."""
     io_threads: int
     """Threads of a node that read from the ssd store; half as many more write to it."""
+    read_chunk_bytes: int
+    """Bytes of neighbouring blocks that a node reads at a time. What has not begun can still be read on the
+    other side."""
+    read_depth: int
+    """Chunks that a node reads at the same time, of all turns together."""
+    read_report_s: float
+    """Seconds between two reports of a node on what it still has to read."""
     deadline_s: float
     """Seconds after which a batch of block reads or writes is given up; what is late is a miss."""
     capacity_bytes: int | None
@@ -78,6 +85,9 @@ class StoreConfig:
                 self.dram_bytes,
             ),
             (1 <= self.io_threads <= 256, "io_threads", "1..256", self.io_threads),
+            (1 <= self.read_chunk_bytes <= 1 << 40, "read_chunk_bytes", "1..2**40", self.read_chunk_bytes),
+            (1 <= self.read_depth <= 256, "read_depth", "1..256", self.read_depth),
+            (0 < self.read_report_s <= 60, "read_report_s", "above 0, at most 60", self.read_report_s),
             (0 < self.deadline_s <= 3600, "deadline_s", "above 0, at most 3600", self.deadline_s),
             (
                 _at_least_or_null(1, self.capacity_bytes),

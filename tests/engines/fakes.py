@@ -22,6 +22,7 @@ from engines.decode import DecodeEngine
 from engines.engine import Engine
 from engines.errors import EngineFailed
 from engines.node import NodeAgent, NodeNics, NodeProcess
+from engines.node_reads import ReadRules
 from engines.prefill import PrefillEngine
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess
 from engines.types import EngineId, HandOver, NodeId, RequestId, SamplingParams, TurnResult
@@ -84,7 +85,7 @@ class Parts:
         store = open_store(config, staging, directory=Path(directory), writer_id=writer_id, files=files)
         server = open_region_server(transport)
         limiter = nics.open(node_id)
-        return NodeAgent(node_id, self.store(store, node_id), staging, config.deadline_s, server, limiter)
+        return NodeAgent(node_id, self.store(store, node_id), staging, ReadRules.of(config), server, limiter)
 
     def _engine(self, cls: type[Engine], engine_id: EngineId, spec: EngineSpec) -> Engine:
         parts = spec.open()

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from engines.node import NodeAgent
-from engines.types import BlockLoad, NodeId, ReadSide, SlotId
+from engines.node_reads import ReadRules
+from engines.types import BlockLoad, MoveOrder, NodeId, ReadReport, ReadSide, RequestId, SlotId
 from kvstore.files import Files, PosixFiles
 from kvstore.ssd_store import SsdStore
 from kvstore.staging import StagingMemory
@@ -19,6 +20,7 @@ from tests.engines.faulty_files import GatedFiles
 from tests.kvstore.kv_blocks import PLENTY_S, SMALL, key_of, make_write, write_all
 
 NODE = NodeId("prefill-0")
+RULES = ReadRules(chunk_bytes=1 << 20, depth=1, report_s=0.01, io_deadline_s=PLENTY_S)
 
 
 class Listener:
@@ -31,6 +33,9 @@ class Listener:
         for slot in slots:
             self.heard.put_nowait((node_id, slot))
 
+    async def report_reads(self, report: ReadReport) -> tuple[MoveOrder, ...]:
+        return ()
+
 
 class Node:
     """A node agent with four slots and two stored blocks, 1 and 2."""
@@ -39,7 +44,7 @@ class Node:
         self.staging = StagingMemory.create(NODE, SMALL, 4)
         store = SsdStore(path, SMALL, writer_id="w", io_threads=1, files=files)
         self.locations = write_all(store, [make_write(SMALL, 1), make_write(SMALL, 2)])
-        self.agent = NodeAgent(NODE, store, self.staging)
+        self.agent = NodeAgent(NODE, store, self.staging, RULES)
         self.listener = Listener()
 
     async def load(
@@ -48,8 +53,15 @@ class Node:
         """Load block `number` into the slot, or see that it is there."""
         location: BlockLocation | None = None if here else self.locations[number - 1]
         load = BlockLoad(number, SlotId(slot), key_of(number), location)
-        (result,) = await self.agent.load([load], ReadSide.PREFILL, deadline_s)
+        (result,) = await self.load_all([load], deadline_s)
         return result
+
+    async def load_all(
+        self, loads: Sequence[BlockLoad], deadline_s: float = PLENTY_S
+    ) -> list[BlockReadResult]:
+        answer = await self.agent.load(RequestId("turn"), loads, ReadSide.PREFILL, deadline_s)
+        assert answer.results is not None
+        return [result for result in answer.results if result is not None]
 
 
 @asynccontextmanager
@@ -103,7 +115,7 @@ def test_a_read_that_failed_leaves_nothing_to_be_found(tmp_path: Path) -> None:
         async with open_node(tmp_path) as node:
             await node.load(0, 1)
             lost = BlockLoad(1, SlotId(0), key_of(1), BlockLocation("w0.gone.000001.kv", 4096, 8192, 0))
-            (result,) = await node.agent.load([lost], ReadSide.PREFILL, PLENTY_S)
+            (result,) = await node.load_all([lost])
             assert result.status is ReadStatus.MISSING
             assert (await node.load(0, 1, here=True)).status is ReadStatus.MISSING
 
@@ -117,9 +129,9 @@ def test_one_load_may_bring_some_blocks_and_find_others_and_answers_in_order(tmp
             loads = [
                 BlockLoad(2, SlotId(1), key_of(2), None),
                 BlockLoad(1, SlotId(0), key_of(1), node.locations[0]),
-                BlockLoad(2, SlotId(2), key_of(2), None),
+                BlockLoad(3, SlotId(2), key_of(2), None),
             ]
-            results = await node.agent.load(loads, ReadSide.PREFILL, PLENTY_S)
+            results = await node.load_all(loads)
             assert [r.status for r in results] == [ReadStatus.OK, ReadStatus.OK, ReadStatus.MISSING]
             assert results[0].layer_checksums != results[1].layer_checksums
 
