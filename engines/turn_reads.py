@@ -97,7 +97,7 @@ class TurnReads:
         turn = _TurnRead(placement, self._nodes, self._deadline_s)
         self._turns[placement.request_id] = turn
         try:
-            return await turn.read()
+            return await turn.run()
         except EngineFailed:
             self._unanswered.add(placement.request_id)
             raise
@@ -130,16 +130,19 @@ class _TurnRead:
         self._slots = [slot for _, slot, _ in hit]
         self._results: list[BlockReadResult | None] = [None] * len(hit)
         self._reading: set[asyncio.Task[None]] = set()
+        self._some_ended = asyncio.Event()
         self._dropped = False
 
-    async def read(self) -> LoadedHit:
+    async def run(self) -> LoadedHit:
         here = [block for block, side in enumerate(self._sides) if side is not ReadSide.DECODE]
         there = [block for block, side in enumerate(self._sides) if side is ReadSide.DECODE]
         self._start(ReadSide.PREFILL, here)
         self._start(ReadSide.DECODE, there)
         failures: list[BaseException] = []
         while self._reading:  # one side's failure does not end the other side's reads
-            done, _ = await asyncio.wait(self._reading, return_when=asyncio.FIRST_COMPLETED)
+            await self._some_ended.wait()
+            self._some_ended.clear()
+            done = {task for task in self._reading if task.done()}
             self._reading -= done
             failures += [error for task in done if (error := task.exception()) is not None]
             if failures:
@@ -163,7 +166,9 @@ class _TurnRead:
 
     def _start(self, side: ReadSide, blocks: Sequence[int]) -> None:
         if blocks:
-            self._reading.add(asyncio.ensure_future(self._read_on(side, blocks)))
+            reading = asyncio.ensure_future(self._read_on(side, blocks))
+            self._reading.add(reading)
+            reading.add_done_callback(lambda _: self._some_ended.set())
 
     async def _read_on(self, side: ReadSide, blocks: Sequence[int]) -> None:
         """One node reads `blocks`; what it gives up is read on the other side, at the same time."""

@@ -35,9 +35,7 @@ def loads(blocks: Iterable[int], nbytes: int = RECORD) -> list[BlockLoad]:
     ]
 
 
-def queue_of(
-    *added: tuple[RequestId, ReadSide, Iterable[int]], blocks: int = 2, depth: int = 2
-) -> ReadQueue:
+def queue_of(*added: tuple[RequestId, ReadSide, Iterable[int]], blocks: int = 2, depth: int = 2) -> ReadQueue:
     """A queue whose chunks are of so many blocks; its loads are named 1, 2, ..."""
     queue = ReadQueue(blocks * RECORD, depth)
     for number, (request_id, side, numbers) in enumerate(added, 1):

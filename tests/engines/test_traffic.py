@@ -83,7 +83,7 @@ def named_engines(cluster: object) -> dict[str, object]:
 
 # Where the bytes of staging memory may be looked at, and by whom.
 MAY_MOVE_BYTES = {"traffic_manager.py"}
-MAY_USE_THE_STORE = {"node.py"}
+MAY_USE_THE_STORE = {"node.py", "node_reads.py"}
 READERS = {
     "checksum",
     "layer_checksums",
