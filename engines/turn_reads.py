@@ -127,7 +127,7 @@ class _TurnRead:
         hit = list(placement.hit_blocks())
         self._blocks = [block for _, _, block in hit]
         self._sides = [side for side, _, _ in hit]
-        self._slots = [slot for _, slot, _ in hit]
+        self._slot_of = [slot for _, slot, _ in hit]
         self._results: list[BlockReadResult | None] = [None] * len(hit)
         self._reading: set[asyncio.Task[None]] = set()
         self._some_ended = asyncio.Event()
@@ -149,7 +149,7 @@ class _TurnRead:
                 await self.drop()
         if failures:
             raise failures[0]
-        return LoadedHit(tuple(self._results), tuple(self._sides), tuple(self._slots), self._moved())
+        return LoadedHit(tuple(self._results), tuple(self._sides), tuple(self._slot_of), self._moved())
 
     async def drop(self) -> None:
         """Begin nothing more."""
@@ -188,7 +188,7 @@ class _TurnRead:
             self._results[block] = result
 
     def _moved(self) -> tuple[MovedBlock, ...]:
-        now = zip(self._sides, self._slots, strict=True)
+        now = zip(self._sides, self._slot_of, strict=True)
         placed = ((side, slot) for side, slot, _ in self._placement.hit_blocks())
         return tuple(
             MovedBlock(block, *ends)
@@ -200,7 +200,7 @@ class _TurnRead:
         return [
             BlockLoad(
                 block,
-                self._slots[block],
+                self._slot_of[block],
                 self._blocks[block].key,
                 None if self._sides[block] is ReadSide.DRAM else self._blocks[block].location,
             )
@@ -215,7 +215,7 @@ class _TurnRead:
             to_decode = order.to_side is ReadSide.DECODE
             slots = [self._placement.decode_slots[block] for block in blocks] if to_decode else order.slots
             for block, slot in zip(blocks, slots, strict=True):
-                self._sides[block], self._slots[block] = order.to_side, slot
+                self._sides[block], self._slot_of[block] = order.to_side, slot
             gone |= set(blocks)
             if not self._dropped:
                 self._start(order.to_side, blocks)
