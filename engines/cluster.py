@@ -23,6 +23,7 @@ from engines.engine_nics import NicsHandle
 from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
 from engines.node import NodeNics, NodeProcess
+from engines.oracle_node import OracleNode
 from engines.persist_reserve import num_reserve_slots, reserve_of
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess, resolve_device
 from engines.scheduler_process import SchedulerProcess
@@ -230,7 +231,7 @@ async def _start_nodes(
     nodes = await asyncio.gather(
         *(
             spawn(
-                NodeProcess,
+                OracleNode if spec.engines.oracle else NodeProcess,
                 node_id,
                 spec.kvstore,
                 layout,
@@ -240,7 +241,6 @@ async def _start_nodes(
                 NodeNics(spec.rates, num_engines[node_id]),
                 name=f"node-{node_id}",
                 node=node_id,
-                oracle=spec.engines.oracle,
             )
             for node_id in names
         )

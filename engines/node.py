@@ -24,7 +24,6 @@ from kvstore.config import StoreConfig
 from kvstore.keys import WeightsId
 from kvstore.layout import BlockLayout
 from kvstore.limiter import LimiterHandle, NodeLimiter
-from kvstore.null_store import NullStore
 from kvstore.open_store import open_store
 from kvstore.open_transport import TransportSpec, open_region_server
 from kvstore.region_server import RegionServer, SharedMemoryServer
@@ -82,8 +81,7 @@ class NodeAgent:
         self._node_id = node_id
         self._io_deadline_s = rules.io_deadline_s
         self._limiter = limiter
-        # What a NullStore serves passes no storage NIC.
-        snic = None if limiter is None or isinstance(store, NullStore) else limiter.snic
+        snic = None if limiter is None else limiter.snic
         self._store = StorageTraffic(store, staging.layout, TrafficLedger(), snic)
         self._staging = staging
         self._server = server or SharedMemoryServer()
@@ -239,21 +237,12 @@ class NodeProcess(NodeAgent):
         writer_id: str,
         transport: TransportSpec,
         nics: NodeNics,
-        *,
-        oracle: bool = False,
     ) -> None:
-        """`oracle`: storage takes no time and moves no byte (engines.oracle)."""
         staging = StagingMemory.create(node_id, layout, config.staging_bytes // layout.slot_bytes)
-        store: BlockStore = NullStore(layout)
-        if not oracle:
-            store = open_store(config, staging, directory=Path(directory), writer_id=writer_id)
-        self._oracle = oracle
+        store = open_store(config, staging, directory=Path(directory), writer_id=writer_id)
         super().__init__(
             node_id, store, staging, ReadRules.of(config), open_region_server(transport), nics.open(node_id)
         )
-
-    async def moved(self) -> NodeBytes:
-        return NodeBytes() if self._oracle else await super().moved()
 
     async def figures(self) -> dict[str, float]:
         own = await super().figures()

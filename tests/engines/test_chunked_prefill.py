@@ -325,5 +325,5 @@ async def _waiting(cluster: EngineCluster, num_turns: int) -> None:
     """Return when so many turns are at the prefill engine."""
     engine = cluster.prefill_engines["prefill-0-0"]
     async with asyncio.timeout(30):
-        while len(engine._turns) < num_turns or engine._num_reading:  # noqa: ASYNC110 - it tells nobody
+        while len(engine._turns) < num_turns or len(engine._reads):  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.001)

@@ -61,6 +61,17 @@ def test_chunks_cost_the_oracle_nothing_either(tmp_path: Path) -> None:
     assert moved == {0}
 
 
+def test_a_storage_nic_limits_nothing_that_does_not_pass_it(tmp_path: Path) -> None:
+    # A block would take it twenty minutes.
+    spec = paced_spec(tmp_path, oracle=True)
+    rates = replace(spec.rates, snic_bytes_per_s=1.0, cnic_bytes_per_s=1e9)
+    spec = replace(spec, rates=rates)
+    results, moved, storage = asyncio.run(play(spec))
+    assert results[-1].hit_tokens > 80
+    assert moved == {0}
+    assert storage == [NodeBytes(), NodeBytes()]
+
+
 def test_a_real_model_cannot_do_without_its_kv() -> None:
     with pytest.raises(ValueError, match=r"oracle must be false .* transformers"):
         replace(ENGINES, oracle=True)
