@@ -1,7 +1,7 @@
-"""What the scheduler has lent to whom: slots of every node, and a share of every engine's load.
+"""What slots of which node the scheduler has lent to whom.
 
-Pure bookkeeping: it decides neither who is served nor where, and knows nothing of stored blocks. A slot of a
-node is at any time exactly one of
+Pure bookkeeping: it decides neither who is served nor where, and knows nothing of stored blocks nor of loads
+(engines.scheduling.cluster_placement does). A slot of a node is at any time exactly one of
 
     free | reserved (an engine's own) | lent (one turn's) | in DRAM (keeps a block) | quarantined
 
@@ -12,17 +12,18 @@ not answer stays so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from engines.errors import RequestRefused
 from engines.scheduling import read_plan
-from engines.scheduling.placement import EngineLoad
 from engines.types import (
     EngineId,
     EngineInfo,
     EngineRole,
     LostBlock,
+    MovedBlock,
     NodeId,
     Placement,
     ReadRange,
@@ -36,14 +37,14 @@ from kvstore.keys import BlockKey
 from kvstore.slots import SlotPool
 
 
-@dataclass(slots=True)
-class _Engine:
-    info: EngineInfo
-    num_requests: int = 0
-    load_tokens: int = 0
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What the largest request may need."""
 
-    def load(self) -> EngineLoad:
-        return EngineLoad(self.info.engine_id, self.info.node_id, self.num_requests, self.load_tokens)
+    slots: int
+    sides: int
+    """Of a turn that may lie on one node: 2 where a node has both roles."""
+    kv_tokens: int
 
 
 @dataclass(slots=True)
@@ -58,7 +59,11 @@ class _Node:
 
     def has_room(self, num_slots: int, but: Iterable[BlockKey]) -> bool:
         """Whether so many could be taken, the blocks of `but` left in DRAM."""
-        return self.pool.num_free + self.dram.num_idle(but) >= num_slots
+        return self.num_takeable(but) >= num_slots
+
+    def num_takeable(self, but: Iterable[BlockKey] = ()) -> int:
+        """Slots that a prompt could have."""
+        return self.pool.num_free + self.dram.num_idle(but)
 
     def take(self, num_slots: int) -> tuple[SlotId, ...]:
         self.pool.give_back(self.dram.give_up(num_slots - self.pool.num_free))
@@ -78,8 +83,6 @@ class Loan:
     """What one placed turn has."""
 
     placement: Placement
-    tokens: int
-    """Its share of its engines' load."""
     new_keys: tuple[BlockKey, ...]
     """Prompt blocks it makes; once it is handed over, the decode engine announces what became of them."""
     prefilling: bool = True
@@ -88,6 +91,10 @@ class Loan:
     finished: bool = False
     slots: dict[NodeId, set[SlotId]] = field(default_factory=dict)
     """Its own slots."""
+    prefill_slots: set[SlotId] = field(default_factory=set)
+    """Those of them that blocks are read into on the prefill side."""
+    moved_slots: dict[int, SlotId] = field(default_factory=dict)
+    """Of these, by block, those of blocks that were to be read elsewhere first."""
     shared: list[tuple[BlockKey, SlotId]] = field(default_factory=list)
     """Blocks in the prefill node's DRAM that it uses."""
     settled: set[tuple[NodeId, SlotId]] = field(default_factory=set)
@@ -101,13 +108,24 @@ class Loan:
     def segments(self) -> set[str]:
         """Segments that blocks of the hit are read from."""
         parts = [part for part in self.placement.read_plan if part.side is not ReadSide.DRAM]
-        return {block.location.segment for part in parts for block in part.blocks}
+        return set[str]().union(*(part.blocks.segment_names() for part in parts))
 
-    def read_blocks(self) -> Iterator[tuple[BlockKey, SlotId]]:
-        """The hit's blocks that were read from storage into own slots on the prefill node."""
-        for side, slot, block in self.placement.hit_blocks():
-            if side is ReadSide.PREFILL:
-                yield block.key, slot
+    def prefill_slot(self, block: int) -> SlotId | None:
+        """Its own slot for the prompt's block `block` on the prefill side, if it has one."""
+        slot = self.moved_slots.get(block, self.placement.prefill_slot(block))
+        return slot if slot in self.prefill_slots else None
+
+    def read_blocks(self, moved: Sequence[MovedBlock]) -> list[tuple[BlockKey, SlotId]]:
+        """The hit's blocks that were read from storage into own slots on the prefill node, in order."""
+        sides = {block.block: block for block in moved}
+        read = []
+        for number, (side, slot, block) in enumerate(self.placement.hit_blocks()):
+            final = sides.get(number)
+            if final is not None:
+                side, slot = final.side, final.slot
+            if side is ReadSide.PREFILL and slot in self.prefill_slots:
+                read.append((block.key, slot))
+        return read
 
 
 class Loans:
@@ -115,8 +133,10 @@ class Loans:
 
     def __init__(self) -> None:
         self._nodes: dict[NodeId, _Node] = {}
-        self._engines: dict[EngineId, _Engine] = {}
+        self._engines: dict[EngineId, EngineInfo] = {}
+        self._room: _Room | None = None
         self._loans: dict[RequestId, Loan] = {}
+        self._freed: set[NodeId] = set()
 
     def __len__(self) -> int:
         """Placed turns that still have something."""
@@ -126,40 +146,34 @@ class Loans:
 
     def add_node(self, node_id: NodeId, num_slots: int, max_dram_slots: int) -> None:
         self._nodes[node_id] = _Node(SlotPool(num_slots), DramTier(max_dram_slots))
+        self._room = None
 
     def add_engine(self, info: EngineInfo, num_reserved: int) -> tuple[SlotId, ...]:
         """The slots returned are the engine's own, never lent."""
-        self._engines[info.engine_id] = _Engine(info)
+        self._engines[info.engine_id] = info
+        self._room = None
         node = self._nodes[info.node_id]
         node.num_reserved += num_reserved
         return node.take(num_reserved)
 
-    def loads(self, role: EngineRole, room_for: int = 0) -> Iterator[EngineLoad]:
-        """The load of every engine of `role`; of decode engines, those that hold `room_for` tokens."""
-        for engine in self._engines.values():
-            if engine.info.role is not role:
-                continue
-            if role is EngineRole.DECODE and engine.info.kv_tokens < room_for:
-                continue
-            yield engine.load()
+    def remove_engine(self, engine_id: EngineId) -> None:
+        """The engine is gone. What it reserved stays aside: it may still write there."""
+        if self._engines.pop(engine_id, None) is not None:
+            self._room = None
 
     def refuse_misfits(self, request: TurnRequest, block_tokens: int) -> None:
         """Raise RequestRefused for a request that would not even fit an empty cluster."""
-        engines = [engine.info for engine in self._engines.values()]
-        nodes = {role: {info.node_id for info in engines if info.role is role} for role in EngineRole}
-        sides = 2 if nodes[EngineRole.PREFILL] & nodes[EngineRole.DECODE] else 1
-        needed = sides * -(-request.prompt_tokens // block_tokens)
-        room = min(node.pool.num_slots - node.num_reserved for node in self._nodes.values())
-        if needed > room:
+        room = self._largest_room()
+        needed = room.sides * -(-request.prompt_tokens // block_tokens)
+        if needed > room.slots:
             raise RequestRefused(
                 f"{request.request_id} needs {needed} staging slots for its {request.prompt_tokens} "
-                f"prompt tokens, the smallest node lends {room}; raise kvstore.staging_bytes"
+                f"prompt tokens, the smallest node lends {room.slots}; raise kvstore.staging_bytes"
             )
-        kv_tokens = max(info.kv_tokens for info in engines if info.role is EngineRole.DECODE)
-        if request.context_tokens > kv_tokens:
+        if request.context_tokens > room.kv_tokens:
             raise RequestRefused(
                 f"{request.request_id} may grow to {request.context_tokens} tokens, the largest decode "
-                f"engine holds {kv_tokens}; raise engines.decode_kv_bytes"
+                f"engine holds {room.kv_tokens}; raise engines.decode_kv_bytes"
             )
 
     # -- a loan's life -------------------------------------------------------------------------------
@@ -167,64 +181,75 @@ class Loans:
     def in_dram(self, node_id: NodeId, keys: Iterable[BlockKey]) -> set[BlockKey]:
         """Those of `keys` that the node keeps in its memory."""
         dram = self._nodes[node_id].dram
-        return {key for key in keys if dram.find(key) is not None}
+        return {key for key in keys if dram.find(key) is not None} if len(dram) else set()
 
     def reserve(
         self, plan: tuple[ReadRange, ...], prefill_node: NodeId, decode_node: NodeId, num_decode: int
     ) -> tuple[tuple[SlotId, ...], tuple[SlotId, ...]] | None:
         """Slots for the plan's blocks on the prefill side, and `num_decode` on the other; all, or None."""
         keys = read_plan.keys_on(ReadSide.DRAM, plan)
-        num_own = len(read_plan.keys_on(ReadSide.PREFILL, plan))
+        num_own = read_plan.num_on(ReadSide.PREFILL, plan)
         node, other = self._nodes[prefill_node], self._nodes[decode_node]
         num_here = num_own + (num_decode if other is node else 0)
         if not node.has_room(num_here, keys) or not other.has_room(num_decode, keys if other is node else ()):
             return None
-        shared = {key: SlotId(node.dram.use(key)) for key in keys}
+        shared = iter([SlotId(node.dram.use(key)) for key in keys])
         own, decode = iter(node.take(num_own)), other.take(num_decode)
-        prefill = tuple(
-            shared[block.key] if part.side is ReadSide.DRAM else next(own)
-            for part in plan
-            for block in part.blocks
-            if part.side is not ReadSide.DECODE
-        )
-        return prefill, decode
+        prefill: list[SlotId] = []
+        for part in plan:
+            if part.side is not ReadSide.DECODE:
+                prefill += islice(shared if part.side is ReadSide.DRAM else own, len(part.blocks))
+        return tuple(prefill), decode
 
-    def lend(self, placement: Placement, tokens: int, new_keys: tuple[BlockKey, ...]) -> Loan:
+    def lend(self, placement: Placement, new_keys: tuple[BlockKey, ...]) -> Loan:
         """What was reserved for `placement` is the turn's now."""
-        loan = Loan(placement, tokens, new_keys)
+        loan = Loan(placement, new_keys)
         keys = read_plan.keys_on(ReadSide.DRAM, placement.read_plan)
         dram = self._nodes[placement.prefill_node].dram
         loan.shared = [(key, SlotId(slot)) for key in keys if (slot := dram.find(key)) is not None]
-        own = set(placement.prefill_slots) - {slot for _, slot in loan.shared}
-        loan.slots.setdefault(placement.prefill_node, set()).update(own)
+        loan.prefill_slots = set(placement.prefill_slots)
+        loan.prefill_slots.difference_update(slot for _, slot in loan.shared)
+        loan.slots[placement.prefill_node] = set(loan.prefill_slots)
         loan.slots.setdefault(placement.decode_node, set()).update(placement.decode_slots)
         self._loans[placement.request_id] = loan
-        for engine_id in (placement.prefill_engine, placement.decode_engine):
-            self._engines[engine_id].num_requests += 1
-            self._engines[engine_id].load_tokens += tokens
         return loan
+
+    def num_takeable(self, node_id: NodeId) -> int:
+        """Slots that could be lent at once."""
+        return self._nodes[node_id].num_takeable()
+
+    def lend_more(self, loan: Loan, blocks: Sequence[int]) -> tuple[SlotId, ...] | None:
+        """Slots of the prefill node for these blocks, which are to be read there after all; all, or None.
+
+        A block that was to be read there before has its slot still.
+        """
+        lacking = [block for block in blocks if loan.prefill_slot(block) is None]
+        node_id = loan.placement.prefill_node
+        if not self._nodes[node_id].has_room(len(lacking), ()):
+            return None
+        more = self._nodes[node_id].take(len(lacking))
+        loan.moved_slots.update(zip(lacking, more, strict=True))
+        loan.prefill_slots.update(more)
+        loan.slots[node_id].update(more)
+        return tuple(slot for block in blocks if (slot := loan.prefill_slot(block)) is not None)
 
     def get(self, request_id: RequestId) -> Loan | None:
         return self._loans.get(request_id)
 
-    def end_prefill(self, loan: Loan) -> None:
-        """The prefill engine is done with the turn: its share of load comes back."""
-        loan.prefilling = False
-        self._unload(loan.placement.prefill_engine, loan.tokens)
+    def hand_over(self, loan: Loan, moved: Sequence[MovedBlock], *, keep: bool) -> None:
+        """The decode side has all of the prompt: free the prefill slots, or `keep` in DRAM what they hold.
 
-    def hand_over(self, loan: Loan, *, keep: bool) -> None:
-        """The decode side has all of the prompt: free the prefill slots, or `keep` in DRAM what they hold."""
+        `moved` are the blocks that were read on another side than the placement says.
+        """
         loan.handed_over = True
-        if keep:
-            self._keep_in_dram(loan)
-        self.release(loan, loan.placement.prefill_node, loan.placement.prefill_slots)
+        if keep and self._nodes[loan.placement.prefill_node].dram.max_slots:
+            self._keep_in_dram(loan, moved)
+        self.release(loan, loan.placement.prefill_node, loan.prefill_slots)
         self._unshare(loan)
 
     def finish(self, loan: Loan) -> None:
-        """The attempt is over: the decode engine's share of load comes back."""
-        if not loan.finished:
-            loan.finished = True
-            self._unload(loan.placement.decode_engine, loan.tokens)
+        """The attempt is over."""
+        loan.finished = True
         self._drop_if_over(loan)
 
     def release(self, loan: Loan, node_id: NodeId, slots: Iterable[SlotId]) -> None:
@@ -233,6 +258,7 @@ class Loans:
         returning = held.intersection(slots)
         held -= returning
         self._nodes[node_id].pool.give_back(returning)
+        self._freed.add(node_id)
         self._drop_if_over(loan)
 
     def take_back(self, loan: Loan, lost: Iterable[LostBlock] = ()) -> None:
@@ -244,6 +270,7 @@ class Loans:
             node.pool.quarantine(still_late)
             node.late |= still_late
             node.pool.give_back(slots - still_late)
+            self._freed.add(node_id)
         loan.slots.clear()
         self._unshare(loan)
         self._drop_if_over(loan)
@@ -269,6 +296,7 @@ class Loans:
         free = node.late.intersection(slots)
         node.late -= free
         node.pool.release_quarantined(free)
+        self._freed.add(node_id)
         for loan in self._loans.values():
             if loan.prefilling:
                 own = loan.slots.get(node_id, set()).intersection(slots)
@@ -289,6 +317,12 @@ class Loans:
         """No block that is kept will be asked for again."""
         for node in self._nodes.values():
             node.leave_dram(node.dram.clear())
+        self._freed.update(self._nodes)
+
+    def take_freed(self) -> set[NodeId]:
+        """Nodes where slots came back since this was asked last."""
+        freed, self._freed = self._freed, set()
+        return freed
 
     def figures(self) -> dict[str, float]:
         """Slots by state, over all nodes."""
@@ -300,9 +334,7 @@ class Loans:
         }
 
     def check(self) -> None:
-        """Raise AssertionError unless every slot is in one state and loads belong to loans."""
-        for engine in self._engines.values():
-            assert (engine.num_requests == 0) == (engine.load_tokens == 0), engine
+        """Raise AssertionError unless every slot is in one state."""
         for node_id, node in self._nodes.items():
             node.pool.check()
             node.dram.check()
@@ -318,15 +350,16 @@ class Loans:
 
     # -- inside --------------------------------------------------------------------------------------
 
-    def _keep_in_dram(self, loan: Loan) -> None:
+    def _keep_in_dram(self, loan: Loan, moved: Sequence[MovedBlock]) -> None:
         """The blocks the turn has read are right: they stay in DRAM as far as there is room.
 
         From the last block to the first: the start of a context, which most turns share, goes last.
         """
         node = self._nodes[loan.placement.prefill_node]
         own = loan.slots[loan.placement.prefill_node]
-        for key, slot in reversed(list(loan.read_blocks())):
+        for key, slot in reversed(loan.read_blocks(moved)):
             own.remove(slot)
+            loan.prefill_slots.remove(slot)
             node.pool.give_back(node.dram.offer(key, slot))
 
     def _unshare(self, loan: Loan) -> None:
@@ -335,11 +368,19 @@ class Loans:
         for key, slot in reversed(loan.shared):
             node.leave_dram(node.dram.release(key, slot))
         loan.shared = []
+        self._freed.add(loan.placement.prefill_node)
 
     def _drop_if_over(self, loan: Loan) -> None:
         if loan.over:
             self._loans.pop(loan.placement.request_id, None)
 
-    def _unload(self, engine_id: EngineId, tokens: int) -> None:
-        self._engines[engine_id].num_requests -= 1
-        self._engines[engine_id].load_tokens -= tokens
+    def _largest_room(self) -> _Room:
+        if self._room is None:
+            engines = self._engines.values()
+            nodes = {role: {info.node_id for info in engines if info.role is role} for role in EngineRole}
+            self._room = _Room(
+                min(node.pool.num_slots - node.num_reserved for node in self._nodes.values()),
+                2 if nodes[EngineRole.PREFILL] & nodes[EngineRole.DECODE] else 1,
+                max((info.kv_tokens for info in engines if info.role is EngineRole.DECODE), default=0),
+            )
+        return self._room

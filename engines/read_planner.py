@@ -1,105 +1,193 @@
-"""Chooses the read plan of each turn, and knows how much every node still has to read.
+"""Which side reads how much of each turn's hit, and how fast every node has turned out to read.
 
-It holds the books that the pure policy in engines.scheduling.read_sides is asked with: the read queue of
-every node, in tokens, and how many plans there were. Placement is not its business. Nodes are configured
-alike, so every storage NIC counts as carrying the same, and only the queues tell the sides apart.
+It asks the pure policy in engines.scheduling.read_sides with what every node still has to read (the queues of
+ClusterPlacement) and with what its storage NIC carries: as configured, then as measured by its reports. Where
+nobody knows a rate, a node counts as fast as the mean of the others. Who is placed where, and slots, are not
+its business.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Set
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from engines.config import ReadPlanName
+from engines.config import SchedulerConfig
 from engines.scheduling import read_plan, read_sides
-from engines.scheduling.read_queues import ReadQueues
+from engines.scheduling.cluster_placement import ClusterPlacement
+from engines.scheduling.engine_choice import EnginePair
+from engines.scheduling.read_rate import ReadRate
 from engines.scheduling.read_sides import SideLoad
-from engines.types import NodeId, Placement, ReadRange, ReadSide, RequestId
+from engines.types import MovedBlock, NodeId, ReadRange, ReadReport, ReadSide, RequestId
+from kvstore.indexed_blocks import IndexedBlocks
 from kvstore.keys import BlockKey
-from kvstore.prefix_index import IndexedBlock
+from kvstore.layout import BlockLayout
+
+SIDES = (ReadSide.PREFILL, ReadSide.DECODE)
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What one placed turn reads, in tokens by side."""
+
+    nodes: dict[ReadSide, NodeId]
+    open: dict[ReadSide, int]
+    """To be read there, as far as anybody knows."""
+    came: dict[ReadSide, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
+    """Ordered there from the other side, less what was ordered away again."""
+
+
+@dataclass(slots=True)
+class _Measured:
+    """A node's totals when it last reported, and its rate; None until it has read anything."""
+
+    read_bytes: int = 0
+    busy_s: float = 0.0
+    rate: ReadRate | None = None
 
 
 class ReadPlanner:
-    """One per scheduler. What `begin` adds to the queues, `end` takes away."""
+    """One per scheduler. What `begin` and `move` add to the queues, `end` takes away."""
 
-    def __init__(self, name: ReadPlanName) -> None:
-        self._name = name
-        self._queues = ReadQueues()
-        self._finished: Counter[NodeId] = Counter()
-        self._reading: dict[RequestId, dict[ReadSide, tuple[NodeId, int]]] = {}
-        """Per placed turn and side: the node that reads, and its tokens."""
-        self._late: dict[NodeId, int] = {}
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        placement: ClusterPlacement,
+        layout: BlockLayout,
+        snic_bytes_per_s: float | None = None,
+    ) -> None:
+        """`snic_bytes_per_s` is what every node's storage NIC carries; None: unknown."""
+        self._config = config
+        self._placement = placement
+        self._layout = layout
+        self._snic_bytes_per_s = snic_bytes_per_s
+        self._tie = ReadSide(config.read_tie)
+        self._measured: dict[NodeId, _Measured] = {}
+        self._reading: dict[RequestId, _Reading] = {}
         self._num_planned = 0
-        self._block_tokens = 1
+        self.moved_ranges = 0
+        """Spans that were ordered to change sides."""
+        self.moved_blocks = 0
+        """Blocks that were read on another side than their placement said."""
 
-    def add_node(self, node_id: NodeId, block_tokens: int) -> None:
-        """A node with nothing to read; all have blocks of one size."""
-        self._queues.add_node(node_id)
-        self._block_tokens = block_tokens
+    def add_node(self, node_id: NodeId) -> None:
+        """A node that has read nothing yet; one that comes back starts anew."""
+        rate = self._snic_bytes_per_s
+        self._measured[node_id] = _Measured(rate=None if rate is None else self._read_rate(rate))
 
-    def queue_tokens(self, node_id: NodeId) -> int:
-        """Tokens that the node has not finished reading: for placed turns, and too late for others."""
-        return self._queues.tokens(node_id) + self._late.get(node_id, 0) * self._block_tokens
-
-    def set_late(self, node_id: NodeId, num_blocks: int) -> None:
-        """The node still reads so many blocks that nobody waits for any more.
-
-        So a turn that lost them is not sent to the same side at once, to lose half of what is left.
-        """
-        self._late[node_id] = num_blocks
+    # -- plans ---------------------------------------------------------------------------------------
 
     def plan(
-        self,
-        hit: tuple[IndexedBlock, ...],
-        prefill_node: NodeId,
-        decode_node: NodeId,
-        in_dram: Set[BlockKey] = frozenset(),
+        self, pair: EnginePair, hit: IndexedBlocks, in_dram: set[BlockKey], now_s: float
     ) -> tuple[ReadRange, ...]:
         """Where the hit would be read now; it counts once the turn is placed."""
-        if self._name == "basic" or not hit:
+        name = self._config.read_plan
+        if name == "basic" or not len(hit):
             return read_plan.basic(hit, in_dram)
-        if self._name == "alternate":
+        if name == "alternate":
             return read_sides.alternate(hit, self._num_planned, in_dram=in_dram)
-        block_bytes = hit[0].location.nbytes
-        prefill, decode = self._load(prefill_node, block_bytes), self._load(decode_node, block_bytes)
-        choose = read_sides.dual if self._name == "dual" else read_sides.split
-        return choose(hit, prefill, decode, in_dram=in_dram)
+        choose = read_sides.dual if name == "dual" else read_sides.split
+        prefill, decode = self.loads(pair, hit.record_bytes, now_s)
+        return choose(hit, prefill, decode, tie=self._tie, in_dram=in_dram)
 
-    def begin(self, placement: Placement) -> None:
+    def loads(self, pair: EnginePair, block_bytes: int, now_s: float) -> tuple[SideLoad, SideLoad]:
+        """What counts against reading blocks of this size on the prefill side, and on the decode side."""
+        prefill, decode = self._placement.read_tokens_ahead(pair, now_s)
+        return (
+            self._load(pair.prefill.node_id, prefill, block_bytes),
+            self._load(pair.decode.node_id, decode, block_bytes),
+        )
+
+    def begin(self, pair: EnginePair, plan: tuple[ReadRange, ...], now_s: float) -> None:
         """The turn is placed: its nodes will read."""
-        reading = {
-            side: (placement.read_node(side), num_blocks * self._block_tokens)
-            for side in (ReadSide.PREFILL, ReadSide.DECODE)
-            if (num_blocks := len(read_plan.keys_on(side, placement.read_plan)))
-        }
-        if reading:
-            self._reading[placement.request_id] = reading
+        tokens = {side: read_plan.num_on(side, plan) * self._layout.block_tokens for side in SIDES}
+        nodes = {ReadSide.PREFILL: pair.prefill.node_id, ReadSide.DECODE: pair.decode.node_id}
+        self._placement.plan_reads(pair, tokens[ReadSide.PREFILL], tokens[ReadSide.DECODE], now_s)
+        if any(tokens.values()):
+            self._reading[pair.turn.request_id] = _Reading(nodes, tokens)
             self._num_planned += 1
-        for node_id, tokens in reading.values():
-            self._queues.plan({node_id: tokens})
 
-    def end(self, request_id: RequestId, *sides: ReadSide) -> None:
-        """These sides have read all of the turn's that they will, or failed to. Idempotent."""
-        reading = self._reading.get(request_id, {})
-        for side in sides:
-            if side in reading:
-                node_id, tokens = reading.pop(side)
-                self._finished[node_id] += tokens
-                self._queues.report(node_id, self._finished[node_id])
-        if not reading:
-            self._reading.pop(request_id, None)
+    def move(self, request_id: RequestId, to_side: ReadSide, num_blocks: int, now_s: float) -> None:
+        """The turn's other side is told to give up so many blocks to this one."""
+        reading = self._reading[request_id]
+        giver = other(to_side)
+        tokens = min(num_blocks * self._layout.block_tokens, reading.open[giver])
+        self._placement.move_reads(reading.nodes[giver], reading.nodes[to_side], tokens, now_s)
+        for side, change in ((to_side, tokens), (giver, -tokens)):
+            reading.open[side] += change
+            reading.came[side] += change
+        self.moved_ranges += 1
 
-    def check(self) -> None:
-        """Raise AssertionError unless the queues are what placed turns have not read."""
-        self._queues.check()
-        waiting: Counter[NodeId] = Counter()
-        for reading in self._reading.values():
-            for node_id, tokens in reading.values():
-                waiting[node_id] += tokens
-        for node_id in {*waiting, *self._finished}:
-            assert self._queues.tokens(node_id) == waiting[node_id], node_id
+    def end(self, request_id: RequestId, moved: Sequence[MovedBlock] = ()) -> None:
+        """Both sides have read all of the turn's that they will; `moved` blocks elsewhere than planned.
 
-    def _load(self, node_id: NodeId, block_bytes: int) -> SideLoad:
-        """Any rate will do that is the same for all."""
-        queue_blocks = self.queue_tokens(node_id) / self._block_tokens
-        return SideLoad(queue_blocks * block_bytes, bytes_per_s=1.0)
+        Idempotent. Blocks that were ordered away but had been begun were never the other side's.
+        """
+        reading = self._reading.pop(request_id, None)
+        if reading is None:
+            return
+        self.moved_blocks += len(moved)
+        open_on: dict[NodeId, int] = {}
+        untold_on: dict[NodeId, int] = {}
+        for side in SIDES:
+            node_id = reading.nodes[side]
+            came = sum(block.side is side for block in moved) * self._layout.block_tokens
+            open_on[node_id] = open_on.get(node_id, 0) + reading.open[side]
+            untold_on[node_id] = untold_on.get(node_id, 0) + max(reading.came[side] - came, 0)
+        self._placement.end_reads(open_on, untold_on)
+
+    def set_late(self, node_id: NodeId, num_blocks: int) -> None:
+        """The node still reads so many blocks that nobody waits for any more."""
+        self._placement.set_late_reads(node_id, num_blocks * self._layout.block_tokens)
+
+    # -- reports -------------------------------------------------------------------------------------
+
+    def report(self, report: ReadReport) -> None:
+        """What a node has read since it started; one that comes late changes nothing."""
+        self._placement.report_reads(report.node_id, report.finished_tokens)
+        before = self._measured[report.node_id]
+        nbytes, busy_s = report.read_bytes - before.read_bytes, report.busy_s - before.busy_s
+        if nbytes < 0 or busy_s < 0:
+            return
+        before.read_bytes, before.busy_s = report.read_bytes, report.busy_s
+        if before.rate is None and nbytes and busy_s:
+            before.rate = self._read_rate(nbytes / busy_s)
+        elif before.rate is not None:
+            before.rate.observe(nbytes, busy_s)
+
+    def bytes_per_s(self, node_id: NodeId) -> float:
+        """What the node's storage NIC carries, as far as anybody knows."""
+        rate = self._measured[node_id].rate
+        if rate is not None:
+            return rate.bytes_per_s
+        known = [each.rate.bytes_per_s for each in self._measured.values() if each.rate is not None]
+        return sum(known) / len(known) if known else 1.0
+
+    def queue_load(self, node_id: NodeId, block_bytes: int) -> SideLoad:
+        """All that the node has to read, in blocks of this size, at its rate."""
+        return self._load(node_id, self._placement.queues.tokens(node_id), block_bytes)
+
+    def knows(self, request_id: RequestId) -> bool:
+        """Whether the turn's reads are not over."""
+        return request_id in self._reading
+
+    def figures(self) -> dict[str, float]:
+        """Tokens that nodes have to read, and what changed sides."""
+        queues = [self._placement.queues.tokens(node_id) for node_id in self._measured]
+        return {
+            "read_queue_tokens": sum(queues),
+            "read_queue_tokens_max": max(queues, default=0),
+            "moved_ranges": self.moved_ranges,
+            "moved_blocks": self.moved_blocks,
+        }
+
+    def _load(self, node_id: NodeId, tokens: float, block_bytes: int) -> SideLoad:
+        return SideLoad(tokens / self._layout.block_tokens * block_bytes, self.bytes_per_s(node_id))
+
+    def _read_rate(self, bytes_per_s: float) -> ReadRate:
+        memory_bytes = max(bytes_per_s * self._config.read_rate_memory_s, self._layout.full_block_bytes)
+        return ReadRate(bytes_per_s, memory_bytes)
+
+
+def other(side: ReadSide) -> ReadSide:
+    """The side across."""
+    return ReadSide.DECODE if side is ReadSide.PREFILL else ReadSide.PREFILL

@@ -1,9 +1,11 @@
 """The request scheduler: it alone knows the index, the slots of every node and the load of every engine.
 
-A turn waits until it can have everything at once: a prefill engine, a decode engine, decode slots for its
-whole prompt and prefill slots for what is read there. So nobody holds while waiting, and the queue is FIFO,
-so nobody starves. Which engine and which side is decided in engines.scheduling; who has what is written down
-in engines.loans; this class says when. It never sees token ids.
+A turn first waits for blocks of its prompt that others are making. Then it gets a prefill and a decode engine
+(engines.scheduling.cluster_placement: groups that fetch in batches), and then, all at once, decode slots for
+its whole prompt and prefill slots for what is read there. So nobody who holds slots waits for more, and slots
+are given first come, first served on every node (engines.slot_queue), so nobody starves. Which side reads
+what is decided in engines.read_planner and, while it is read, in engines.read_mover; who has which slots is
+written down in engines.loans; this class says when. It never sees token ids.
 
 Every placement ends with `finish`, which takes back whatever was not given back before.
 """
@@ -11,20 +13,26 @@ Every placement ends with `finish`, which takes back whatever was not given back
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from engines.config import SchedulerConfig
 from engines.errors import PlacementTimeout, RequestRefused
 from engines.loans import Loan, Loans
+from engines.read_mover import ReadMover
 from engines.read_planner import ReadPlanner
-from engines.scheduling.placement import choose_decode, choose_prefill
+from engines.scheduling.cluster_placement import ClusterPlacement
+from engines.scheduling.estimate import PromptWork
+from engines.scheduling.queued_turn import QueuedTurn
+from engines.slot_queue import SlotQueue
 from engines.store_keeper import StoreKeeper
 from engines.turn_queue import TurnQueue, WaitingTurn
 from engines.types import (
     AnnouncedBlock,
+    EngineId,
     EngineInfo,
-    EngineRole,
     LostBlock,
     MovedBlock,
     MoveOrder,
@@ -39,7 +47,7 @@ from engines.types import (
 )
 from kvstore.keys import BlockKey, WeightsId
 from kvstore.layout import BlockLayout
-from kvstore.prefix_index import IndexedBlock, PrefixIndex
+from kvstore.prefix_index import PrefixIndex
 
 
 class Scheduler:
@@ -52,36 +60,62 @@ class Scheduler:
         prefill_load_limit_tokens: int,
         weights: Weights,
         dram_bytes: int = 0,
+        snic_bytes_per_s: float | None = None,
         keeper: StoreKeeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`dram_bytes` of each node's memory may keep blocks. Without a `keeper` nothing is evicted."""
+        """`dram_bytes` of each node's memory may keep blocks. Without a `keeper` nothing is evicted.
+
+        `snic_bytes_per_s` is what a node's storage NIC carries; None: unknown, and no read queue counts as
+        long (alpha is infinite).
+        """
         self._config = config
         self._load_limit_tokens = prefill_load_limit_tokens
         self._weights = weights
         self._dram_bytes = dram_bytes
+        self._snic_bytes_per_s = snic_bytes_per_s
         self._keeper = keeper
         self._clock = clock
         self._index = PrefixIndex() if keeper is None else keeper.index
-        self._layout: BlockLayout | None = None
         self._loans = Loans()
-        self._reads = ReadPlanner(config.read_plan)
         self._queue = TurnQueue()
+        self._slot_queue = SlotQueue()
+        self._cluster: _Cluster | None = None
         self._paused = False
         self._changed = asyncio.Event()
+        self._last_fetch_s = -sys.float_info.max
+        self._fetch_alarm: asyncio.TimerHandle | None = None
         self._lost_blocks = 0
+        self._buffer_waits = 0
+        self._buffer_wait_s = 0.0
 
     # -- the cluster ---------------------------------------------------------------------------------
 
     async def register_node(self, node_id: NodeId, num_slots: int, layout: BlockLayout) -> None:
-        """A node's staging memory is at the scheduler's disposal."""
+        """A node's staging memory is at the scheduler's disposal. All nodes have blocks of one layout."""
+        if self._cluster is None:
+            self._cluster = self._open_cluster(layout)
         self._loans.add_node(node_id, num_slots, self._dram_bytes // layout.slot_bytes)
-        self._reads.add_node(node_id, layout.block_tokens)
-        self._layout = layout
+        self._cluster.placement.add_node(node_id)
+        self._cluster.reads.add_node(node_id)
 
     async def register_engine(self, info: EngineInfo, reserve_slots: int) -> tuple[SlotId, ...]:
         """An engine is ready; the slots returned are its own for persisting, never lent to prompts."""
-        return self._loans.add_engine(info, reserve_slots)
+        slots = self._loans.add_engine(info, reserve_slots)
+        self._placement.add_engine(info)
+        self._go_on()
+        return slots
+
+    async def remove_engine(self, engine_id: EngineId) -> None:
+        """The engine is gone. Turns that wait for slots with it get another; placed ones are their
+        clients' to end."""
+        self._loans.remove_engine(engine_id)
+        for request_id in self._placement.remove_engine(engine_id):
+            waiting = self._queue.get(request_id)
+            if waiting is not None:
+                self._slot_queue.leave(request_id)
+                self._queue_for_engines(waiting)
+        self._go_on()
 
     # -- the life of a turn --------------------------------------------------------------------------
 
@@ -89,49 +123,57 @@ class Scheduler:
         """Wait for a place. Raises RequestRefused or PlacementTimeout, nothing then reserved."""
         self._loans.refuse_misfits(request, self._block_tokens)
         self._refuse_stale(request)
-        answer = self._queue.join(request, self._clock()).answer
+        # At least the prompt's last token is computed.
+        hit_keys = request.keys[: (request.prompt_tokens - 1) // self._block_tokens]
+        waiting = self._queue.join(request, hit_keys, self._clock())
         try:
-            self._place()
+            if not self._waits_for_block(waiting):
+                self._queue_for_engines(waiting)
+            self._go_on()
             async with asyncio.timeout(request.deadline_s):
-                return await answer
+                return await waiting.answer
         except TimeoutError:
-            if answer.done() and not answer.cancelled():
-                return answer.result()  # placed in the last moment
+            if waiting.answer.done() and not waiting.answer.cancelled():
+                return waiting.answer.result()  # placed in the last moment
             raise PlacementTimeout(
                 f"{request.request_id} found no place within {request.deadline_s:.1f} s; "
                 f"{len(self._queue)} turns wait, {len(self._loans)} are placed"
             ) from None
         finally:
-            self._queue.leave(request.request_id)
-            self._place()
-
-    async def reads_done(self, request_id: RequestId, side: ReadSide) -> None:
-        """This side has read the turn's blocks: they are in its node's read queue no more.
-
-        One message a turn and side, which the turn does not wait for. A turn that is prefilled or ends says
-        it too, so one that is late or lost only keeps a queue long for a while.
-        """
-        self._reads.end(request_id, side)
+            if self._queue.get(request.request_id) is waiting:
+                self._leave(waiting)
+                self._go_on()
 
     async def report_reads(self, report: ReadReport) -> tuple[MoveOrder, ...]:
-        """A node says how far its reads are; the answer says which of them the other side takes over."""
-        return ()
+        """What a node has read, and has not begun; what of that its turns' other sides read instead.
 
-    async def prefilled(self, request_id: RequestId, moved: tuple[MovedBlock, ...] = ()) -> None:
-        """The prefill engine is done: its slots and its share of load come back."""
+        It corrects the read queues, which fall back on what placed turns have to read where no report comes.
+        """
+        now_s = self._clock()
+        self._reads.report(report)
+        orders = self._cluster_parts.mover.orders(report, now_s)
+        self._go_on()
+        return orders
+
+    async def prefilled(self, request_id: RequestId, moved: Sequence[MovedBlock] = ()) -> None:
+        """The prefill engine is done: its slots and its share of load come back.
+
+        `moved` are the blocks of the hit that were read on another side than the placement says.
+        """
         loan = self._loans.get(request_id)
         if loan is None or not loan.prefilling:
             return
-        self._end_prefill(loan)
-        self._loans.hand_over(loan, keep=loan.placement.weights_id == self._weights.weights_id)
-        self._place()
+        self._end_prefill(loan, moved)
+        keep = loan.placement.weights_id == self._weights.weights_id
+        self._loans.hand_over(loan, moved, keep=keep)
+        self._go_on()
 
     async def release_slots(self, request_id: RequestId, slots: Sequence[SlotId]) -> None:
         """The decode node needs these slots of the request's no more."""
         loan = self._loans.get(request_id)
         if loan is not None:
             self._loans.release(loan, loan.placement.decode_node, slots)
-            self._place()
+            self._go_on()
 
     async def hit_lost(self, request_id: RequestId, lost: Sequence[LostBlock]) -> None:
         """These blocks of the hit could not be used, which ends the attempt: they are hits no more.
@@ -145,17 +187,18 @@ class Scheduler:
         if loan is not None:
             self._loans.drop_from_dram(loan.placement.prefill_node, in_dram)
             self._end(loan)
-            self._forget_new_keys(loan)
             self._loans.take_back(loan, lost)
             for node_id in (loan.placement.prefill_node, loan.placement.decode_node):
                 self._reads.set_late(node_id, self._loans.num_late(node_id))
-        self._place()
+            self._forget_new_keys(loan)
+        # Whoever waits for slots may need fewer now.
+        self._go_on(self._slot_queue.nodes())
 
     async def settled(self, node_id: NodeId, slots: Sequence[SlotId]) -> None:
         """Late reads have ended: nobody writes into these slots of the node any more."""
         self._loans.settled(node_id, slots)
         self._reads.set_late(node_id, self._loans.num_late(node_id))
-        self._place()
+        self._go_on()
 
     async def finish(self, request_id: RequestId, *, resolved: bool = True) -> None:
         """The attempt is over. `resolved=False`: somebody may still write into its slots.
@@ -166,13 +209,12 @@ class Scheduler:
         loan = self._loans.get(request_id)
         if loan is None:
             self._queue.take_back(request_id)
-            self._place()
             return
         self._end(loan)
         if not (loan.handed_over and resolved):
-            self._forget_new_keys(loan)
             (self._loans.take_back if resolved else self._loans.quarantine)(loan)
-        self._place()
+            self._forget_new_keys(loan)
+        self._go_on()
 
     # -- the index -----------------------------------------------------------------------------------
 
@@ -198,7 +240,9 @@ class Scheduler:
                 self._index.announce(block.key, block.location, weights_id, block.parent)
             self._index.cancel(failed)
             self._keep_store({block.location.segment for block in stored})
-        self._place()
+            self._wake(block.key for block in stored)
+            self._wake(failed)
+        self._go_on()
 
     # -- weights -------------------------------------------------------------------------------------
 
@@ -209,7 +253,7 @@ class Scheduler:
 
     async def resume(self) -> None:
         self._paused = False
-        self._place()
+        self._go_on(self._slot_queue.nodes())
 
     async def set_weights(self, weights: Weights) -> None:
         """Engines hold `weights` now: what was keyed with others is never hit again."""
@@ -218,28 +262,36 @@ class Scheduler:
         self._loans.empty_dram()
         self._keep_store(())
         self._queue.refuse_all(self._stale)
-        self._notify()
+        self._go_on()
 
     async def weights(self) -> Weights:
         return self._weights
 
     async def figures(self) -> dict[str, float]:
         """What the scheduler holds right now, for metrics."""
+        for_prefill, for_decode = (0, 0) if self._cluster is None else self._placement.num_waiting
         return {
             "queue_length": len(self._queue),
+            "prefill_queue_length": for_prefill,
+            "decode_queue_length": for_decode,
+            "slot_queue_length": len(self._slot_queue),
+            "buffer_waits": self._buffer_waits,
+            "buffer_wait_s": self._buffer_wait_s,
             "placed": len(self._loans),
             "indexed_blocks": len(self._index),
             "lost_blocks": self._lost_blocks,
             "stored_bytes": self._index.stored_bytes,
             "evicted_bytes": 0 if self._keeper is None else self._keeper.evicted_bytes,
             **self._loans.figures(),
+            **({} if self._cluster is None else self._reads.figures()),
         }
 
     def check(self) -> None:
         """Raise AssertionError unless books agree."""
         self._index.check()
         self._loans.check()
-        self._reads.check()
+        if self._cluster is not None:
+            self._placement.check()
 
     async def close(self) -> None:
         """Let go of the store. Idempotent."""
@@ -248,75 +300,142 @@ class Scheduler:
 
     # -- inside --------------------------------------------------------------------------------------
 
-    def _place(self) -> None:
-        """Place for as long as the first turn that waits for no block fits."""
-        while not self._paused and self._place_one():
-            pass
-        self._notify()
+    def _go_on(self, nodes: Iterable[NodeId] = ()) -> None:
+        """Something has changed, or slots of `nodes` may do now: whoever can, moves on."""
+        if not self._paused:
+            self._grant_slots(nodes)
+            self._fetch_soon()
+        self._changed.set()
 
-    def _place_one(self) -> bool:
-        """Whether the queue moved on."""
-        for waiting in self._queue:
-            if waiting.answer.done():  # its caller has gone
-                self._queue.leave(waiting.request.request_id)
-                return True
-            if self._waits_for_block(waiting):
+    def _fetch_soon(self) -> None:
+        """Have all groups fetch: at once, or when the time since the last fetch is long enough."""
+        while self._fetch_alarm is None and self._cluster is not None and any(self._placement.num_waiting):
+            wait_s = self._last_fetch_s + self._config.fetch_period_s - self._clock()
+            if wait_s > 0:
+                self._fetch_alarm = asyncio.get_running_loop().call_later(wait_s, self._fetch_now)
+            elif not self._fetch():
+                break
+
+    def _fetch_now(self) -> None:
+        """The time since the last fetch is long enough."""
+        self._fetch_alarm = None
+        if not self._paused and self._fetch():
+            self._fetch_soon()
+
+    def _fetch(self) -> bool:
+        """Every group fetches once; whether anybody got an engine."""
+        now_s = self._last_fetch_s = self._clock()
+        before = self._placement.num_waiting
+        pairs = self._placement.fetch_once(now_s)
+        progress = self._placement.num_waiting != before
+        for pair in pairs:
+            request_id = pair.turn.request_id
+            waiting = self._queue.get(request_id)
+            if waiting is None or waiting.answer.done():
+                self._placement.withdraw(request_id)
                 continue
-            placement = self._try(waiting)
-            if placement is None:
-                return False
-            self._queue.leave(waiting.request.request_id)
-            waiting.answer.set_result(placement)
-            return True
-        return False
+            waiting.pair = pair
+            nodes = (pair.prefill.node_id, pair.decode.node_id)
+            self._slot_queue.push(request_id, nodes)
+            self._grant_slots(nodes)
+            if request_id in self._slot_queue:
+                waiting.wait_for_slots(now_s)
+        return progress
+
+    def _grant_slots(self, nodes: Iterable[NodeId]) -> None:
+        """Place whoever is first in line on these nodes and where slots came back, as far as slots go."""
+        to_look_at = self._loans.take_freed().union(nodes)
+        while to_look_at:
+            request_id = self._slot_queue.first(to_look_at.pop())
+            waiting = None if request_id is None else self._queue.get(request_id)
+            if waiting is None:
+                continue
+            if waiting.answer.done() or self._waits_for_block(waiting) or self._grant(waiting):
+                to_look_at.update(self._slot_queue.leave(waiting.request_id))
 
     def _waits_for_block(self, waiting: WaitingTurn) -> bool:
-        """Whether a block of its prompt is being made by another turn, and worth waiting for still.
+        """Look the turn up, and whether a block of its prompt is being made that is worth waiting for.
 
-        So the samples of a group, whose prompts are the same, compute that prompt once.
+        So the samples of a group, whose prompts are the same, compute that prompt once. A turn that has its
+        engines already gives them back for as long as it waits.
         """
-        if waiting.pending_until_s is not None:
+        index, keys = self._index, waiting.hit_keys
+        num_hit = len(waiting.hit)
+        if waiting.num_losses == index.num_losses and (
+            num_hit == len(keys) or not index.is_known(keys[num_hit])
+        ):
             return False
-        if waiting.pending_key is not None and self._index.is_pending(waiting.pending_key):
-            return True
-        pending = self._index.match(self._hit_keys(waiting.request)).pending
-        if not pending:
-            if waiting.pending_key is not None:
+        match = index.match(keys)
+        waiting.hit, waiting.num_losses = match.hit, index.num_losses
+        if not match.pending or not waiting.may_wait_for_blocks:
+            if waiting.pending_since_s is not None:
                 waiting.wait_for_no_block(self._clock())
             return False
-        if waiting.wait_for_block(pending[0], self._clock()):
-            deadline_s = self._config.pending_deadline_s
-            asyncio.get_running_loop().call_later(deadline_s, self._wait_no_longer, waiting)
+        self._queue.end_block_wait(waiting)
+        if self._queue.begin_block_wait(waiting, match.pending[0], self._clock()):
+            waiting.alarm = asyncio.get_running_loop().call_later(
+                self._config.pending_deadline_s, self._wait_no_longer, waiting
+            )
+        if waiting.pair is not None:
+            waiting.pair = None
+            self._placement.withdraw(waiting.request_id)
         return True
 
     def _wait_no_longer(self, waiting: WaitingTurn) -> None:
         """The first block that is still pending ends the hit."""
+        waiting.alarm = None
         waiting.wait_for_no_block(self._clock())
-        self._place()
+        if self._queue.end_block_wait(waiting):
+            self._queue_for_engines(waiting)
+            self._go_on()
 
-    def _try(self, waiting: WaitingTurn) -> Placement | None:
-        request, now_s = waiting.request, self._clock()
-        failed = request.failed_engines
-        loads = self._loans.loads(EngineRole.PREFILL)
-        prefill = choose_prefill(loads, self._load_limit_tokens, failed)
-        loads = self._loans.loads(EngineRole.DECODE, room_for=request.context_tokens)
-        decode = choose_decode(loads, failed)
-        if prefill is None or decode is None:
-            return None
-        hit = self._hit(request)
-        in_dram = self._loans.in_dram(prefill.node_id, (block.key for block in hit))
-        plan = self._reads.plan(hit, prefill.node_id, decode.node_id, in_dram)
+    def _wake(self, keys: Iterable[BlockKey]) -> None:
+        """These blocks may be made by nobody any more, or be stored: whoever waits for them looks again."""
+        for waiting in self._queue.waiting_for(keys):
+            key = waiting.pending_key
+            if key is None or self._index.is_pending(key):
+                continue
+            self._queue.end_block_wait(waiting)
+            if not self._waits_for_block(waiting):
+                waiting.wait_for_no_block(self._clock())
+                self._queue_for_engines(waiting)
+
+    def _queue_for_engines(self, waiting: WaitingTurn) -> None:
+        """It waits for a prefill engine now, in the place that its time of arrival gives it."""
+        waiting.pair = None
+        request, hit_tokens = waiting.request, len(waiting.hit) * self._block_tokens
+        work = PromptWork.of(hit_tokens, request.prompt_tokens - hit_tokens)
+        self._placement.submit(
+            QueuedTurn(
+                request.request_id,
+                arrived_s=waiting.since_s,
+                prompt_tokens=request.prompt_tokens,
+                hit_tokens=hit_tokens,
+                output_tokens=request.max_output_tokens,
+                estimate_s=work.pairs,
+                remaining_s=float(request.remaining_tokens or 0),
+                trajectory_group=request.group_id,
+                failed_engines=request.failed_engines,
+            )
+        )
+
+    def _grant(self, waiting: WaitingTurn) -> bool:
+        """Whether the turn got its slots, and so its place."""
+        pair, now_s = waiting.pair, self._clock()
+        assert pair is not None, waiting.request_id
+        request, hit = waiting.request, waiting.hit
+        prefill_node, decode_node = pair.prefill.node_id, pair.decode.node_id
+        plan = self._reads.plan(pair, hit, self._loans.in_dram(prefill_node, hit.keys), now_s)
         num_decode = -(-request.prompt_tokens // self._block_tokens)
-        slots = self._loans.reserve(plan, prefill.node_id, decode.node_id, num_decode)
+        slots = self._loans.reserve(plan, prefill_node, decode_node, num_decode)
         if slots is None:
-            waiting.wait_for_slots(now_s)
-            return None
+            return False
         placement = Placement(
             request_id=request.request_id,
-            prefill_engine=prefill.engine_id,
-            prefill_node=prefill.node_id,
-            decode_engine=decode.engine_id,
-            decode_node=decode.node_id,
+            prefill_engine=pair.prefill.engine_id,
+            prefill_node=prefill_node,
+            decode_engine=pair.decode.engine_id,
+            decode_node=decode_node,
             read_plan=plan,
             hit_tokens=len(hit) * self._block_tokens,
             prefill_slots=slots[0],
@@ -325,52 +444,79 @@ class Scheduler:
             weights_id=self._weights.weights_id,
             waited=waiting.waited(now_s),
         )
-        loan = self._loans.lend(placement, request.context_tokens, request.keys[len(hit) :])
+        self._buffer_waits += placement.waited.buffer_wait > 0
+        self._buffer_wait_s += placement.waited.buffer_wait
+        loan = self._loans.lend(placement, request.keys[len(hit) :])
         self._index.expect(loan.new_keys, placement.weights_id)
         self._index.pin(loan.segments)
-        self._reads.begin(placement)
-        return placement
+        self._reads.begin(pair, plan, now_s)
+        self._queue.leave(request.request_id)
+        waiting.answer.set_result(placement)
+        return True
 
-    def _hit(self, request: TurnRequest) -> tuple[IndexedBlock, ...]:
-        """The stored prefix, at most all but one token; a block still pending ends it."""
-        keys = self._hit_keys(request)
-        match = self._index.match(keys)
-        hit = []
-        for key, block in zip(keys, match.stored, strict=False):
-            if block.key != key:
-                break
-            hit.append(block)
-        return tuple(hit)
-
-    def _hit_keys(self, request: TurnRequest) -> tuple[BlockKey, ...]:
-        """Keys of the blocks that may be hits: at least the prompt's last token is computed."""
-        return request.keys[: (request.prompt_tokens - 1) // self._block_tokens]
+    def _leave(self, waiting: WaitingTurn) -> None:
+        """It waits no more, wherever it is."""
+        self._queue.leave(waiting.request_id)
+        nodes = self._slot_queue.leave(waiting.request_id)
+        self._placement.withdraw(waiting.request_id)
+        if not self._paused:
+            self._grant_slots(nodes)
 
     def _end(self, loan: Loan) -> None:
         """Neither engine works on the attempt any more."""
         if loan.prefilling:
             self._end_prefill(loan)
+        self._placement.finished(loan.placement.request_id)
         self._loans.finish(loan)
 
-    def _end_prefill(self, loan: Loan) -> None:
-        self._loans.end_prefill(loan)
-        self._reads.end(loan.placement.request_id, *ReadSide)
+    def _end_prefill(self, loan: Loan, moved: Sequence[MovedBlock] = ()) -> None:
+        loan.prefilling = False
+        self._placement.prefilled(loan.placement.request_id)
+        self._reads.end(loan.placement.request_id, moved)
         self._index.unpin(loan.segments)
 
     def _forget_new_keys(self, loan: Loan) -> None:
         """Nobody will announce what became of the blocks the turn was to make."""
-        self._index.cancel(loan.new_keys)
-        loan.new_keys = ()
+        keys, loan.new_keys = loan.new_keys, ()
+        self._index.cancel(keys)
+        self._wake(keys)
 
     def _keep_store(self, written: Collection[str]) -> None:
         """Blocks were announced in these segments, or weights have changed: there may be too much now."""
         if self._keeper is not None:
             self._keeper.make_room(written, self._weights.weights_id)
 
+    def _open_cluster(self, layout: BlockLayout) -> _Cluster:
+        read_limit_tokens = sys.maxsize
+        if self._snic_bytes_per_s is not None:
+            read_limit_tokens = self._config.read_queue_limit_tokens(
+                self._snic_bytes_per_s, layout.full_block_bytes / layout.block_tokens
+            )
+        placement = ClusterPlacement(
+            self._config,
+            load_limit_tokens=self._load_limit_tokens,
+            read_queue_limit_tokens=read_limit_tokens,
+        )
+        reads = ReadPlanner(self._config, placement, layout, self._snic_bytes_per_s)
+        mover = ReadMover(self._config, self._loans, reads, self._slot_queue)
+        return _Cluster(layout, placement, reads, mover)
+
+    @property
+    def _cluster_parts(self) -> _Cluster:
+        assert self._cluster is not None, "no node has registered"
+        return self._cluster
+
+    @property
+    def _placement(self) -> ClusterPlacement:
+        return self._cluster_parts.placement
+
+    @property
+    def _reads(self) -> ReadPlanner:
+        return self._cluster_parts.reads
+
     @property
     def _block_tokens(self) -> int:
-        assert self._layout is not None, "no node has registered"
-        return self._layout.block_tokens
+        return self._cluster_parts.layout.block_tokens
 
     def _refuse_stale(self, request: TurnRequest) -> None:
         if request.weights_version != self._weights.version:
@@ -388,5 +534,12 @@ class Scheduler:
                 self._changed.clear()
                 await self._changed.wait()
 
-    def _notify(self) -> None:
-        self._changed.set()
+
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    """What there is once the first node has told the block layout."""
+
+    layout: BlockLayout
+    placement: ClusterPlacement
+    reads: ReadPlanner
+    mover: ReadMover

@@ -1,16 +1,19 @@
-"""The turns that wait for a place, in the order they came, and what each of them waits for.
+"""The turns that wait for a place: their callers' answers, what each waits for, and where the time went.
 
-It does not know who can be placed: it keeps the order, the callers' answers and where the waiting time went.
+It does not know who can be placed, and in what order (engines.scheduling does): a turn here waits for blocks
+that others make, or for its engines and slots.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from engines.errors import PlacementTimeout, RequestRefused
+from engines.scheduling.engine_choice import EnginePair
 from engines.types import PhaseSeconds, Placement, RequestId, TurnRequest
+from kvstore.indexed_blocks import NO_BLOCKS, IndexedBlocks
 from kvstore.keys import BlockKey
 
 
@@ -19,13 +22,32 @@ class WaitingTurn:
     """A turn without a place. Each instant of its waiting is charged to one phase."""
 
     request: TurnRequest
+    hit_keys: tuple[BlockKey, ...]
+    """Keys of the prompt's blocks that may be hits."""
     answer: asyncio.Future[Placement]
     since_s: float
+    hit: IndexedBlocks = field(default_factory=lambda: NO_BLOCKS)
+    """Its stored prefix when it was looked up last."""
+    num_losses: int = -1
+    """Of the index, at that time."""
+    pair: EnginePair | None = None
+    """Its engines, once it has both."""
     pending_key: BlockKey | None = None
     """A block of its prompt that somebody is making right now, and that it waits for."""
     pending_since_s: float | None = None
     pending_until_s: float | None = None
     buffer_since_s: float | None = None
+    alarm: asyncio.TimerHandle | None = None
+    """Ends its waiting for blocks."""
+
+    @property
+    def request_id(self) -> RequestId:
+        return self.request.request_id
+
+    @property
+    def may_wait_for_blocks(self) -> bool:
+        """Whether it has not waited for blocks for as long as it may."""
+        return self.pending_until_s is None
 
     def wait_for_block(self, key: BlockKey, now_s: float) -> bool:
         """It waits for `key` now; whether that is the first block it ever waits for."""
@@ -40,6 +62,9 @@ class WaitingTurn:
         """It waits for no block any more, nor ever again."""
         if self.pending_until_s is None:
             self.pending_until_s = now_s
+        if self.alarm is not None:
+            self.alarm.cancel()
+            self.alarm = None
 
     def wait_for_slots(self, now_s: float) -> None:
         """All it lacks is slots."""
@@ -61,27 +86,55 @@ class WaitingTurn:
 
 
 class TurnQueue:
-    """First come, first in order. A turn whose answer is done, or whose caller has gone, leaves it."""
+    """Everybody who waits. A turn whose answer is done, or whose caller has gone, leaves."""
 
     def __init__(self) -> None:
         self._waiting: dict[RequestId, WaitingTurn] = {}
+        self._for_block: dict[BlockKey, dict[RequestId, WaitingTurn]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __iter__(self) -> Iterator[WaitingTurn]:
-        """In the order they came."""
-        return iter(self._waiting.values())
+    def get(self, request_id: RequestId) -> WaitingTurn | None:
+        return self._waiting.get(request_id)
 
-    def join(self, request: TurnRequest, now_s: float) -> WaitingTurn:
-        """The last in the queue; await its answer."""
-        waiting = WaitingTurn(request, asyncio.get_running_loop().create_future(), now_s)
+    def join(self, request: TurnRequest, hit_keys: tuple[BlockKey, ...], now_s: float) -> WaitingTurn:
+        """One more; await its answer."""
+        waiting = WaitingTurn(request, hit_keys, asyncio.get_running_loop().create_future(), now_s)
         self._waiting[request.request_id] = waiting
         return waiting
 
-    def leave(self, request_id: RequestId) -> None:
-        """The turn waits no more; nothing happens if it did not."""
-        self._waiting.pop(request_id, None)
+    def leave(self, request_id: RequestId) -> bool:
+        """The turn waits no more; whether it did."""
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is None:
+            return False
+        self.end_block_wait(waiting)
+        if waiting.alarm is not None:
+            waiting.alarm.cancel()
+        return True
+
+    def begin_block_wait(self, waiting: WaitingTurn, key: BlockKey, now_s: float) -> bool:
+        """The turn waits for a block; whether that is the first that it ever waits for."""
+        self._for_block.setdefault(key, {})[waiting.request_id] = waiting
+        return waiting.wait_for_block(key, now_s)
+
+    def end_block_wait(self, waiting: WaitingTurn) -> bool:
+        """The turn waits for this block no more; whether it waited for one."""
+        key, waiting.pending_key = waiting.pending_key, None
+        if key is None:
+            return False
+        others = self._for_block[key]
+        del others[waiting.request_id]
+        if not others:
+            del self._for_block[key]
+        return True
+
+    def waiting_for(self, keys: Iterable[BlockKey]) -> list[WaitingTurn]:
+        """Who waits for any of these blocks."""
+        if not self._for_block:
+            return []
+        return [turn for key in keys for turn in self._for_block.get(key, {}).values()]
 
     def take_back(self, request_id: RequestId) -> None:
         """A turn that still waits is not wanted any more."""
@@ -89,9 +142,9 @@ class TurnQueue:
         if waiting is not None and not waiting.answer.done():
             waiting.answer.set_exception(PlacementTimeout(f"{request_id} was taken back"))
 
-    def refuse_all(self, reason: Callable[[TurnRequest], RequestRefused]) -> None:
-        """Nobody who waits will get a place."""
-        for waiting in self:
+    def refuse_all(self, reason: Callable[[TurnRequest], RequestRefused]) -> list[RequestId]:
+        """Nobody who waits will get a place; who that is."""
+        for waiting in self._waiting.values():
             if not waiting.answer.done():
                 waiting.answer.set_exception(reason(waiting.request))
-        self._waiting.clear()
+        return list(self._waiting)

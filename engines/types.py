@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
 
+from kvstore.indexed_blocks import IndexedBlock, IndexedBlocks
 from kvstore.keys import KEY_BYTES, BlockKey, WeightsId
 from kvstore.pickled_by_fields import pickled_by_fields
-from kvstore.prefix_index import IndexedBlock
 from kvstore.store import BlockLocation, BlockReadResult
 
 RequestId = NewType("RequestId", str)
@@ -157,7 +157,11 @@ class ReadRange:
 
     side: ReadSide
     start_block: int
-    blocks: tuple[IndexedBlock, ...]
+    blocks: IndexedBlocks
+
+    @property
+    def end_block(self) -> int:
+        return self.start_block + len(self.blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,10 @@ class TurnRequest:
     """Seconds from submission after which waiting for a place is given up."""
     failed_engines: frozenset[EngineId] = frozenset()
     """Engines that failed the turn before; they are taken only if there is no other."""
+    group_id: str = ""
+    """Its trajectory's group, whose turns an order may keep together; "" for none."""
+    remaining_tokens: int | None = None
+    """Tokens its trajectory will still append and generate, this turn's included, where that is known."""
 
     @property
     def context_tokens(self) -> int:
@@ -208,6 +216,17 @@ class Placement:
     def read_node(self, side: ReadSide) -> NodeId:
         """The node whose slots the blocks of this side of the read plan lie in."""
         return self.decode_node if side is ReadSide.DECODE else self.prefill_node
+
+    def prefill_slot(self, block: int) -> SlotId | None:
+        """The prefill node's slot of the prompt's block `block`; None for one that is read elsewhere."""
+        first = 0
+        for part in self.read_plan:
+            if part.side is ReadSide.DECODE:
+                continue
+            if part.start_block <= block < part.end_block:
+                return self.prefill_slots[first + block - part.start_block]
+            first += len(part.blocks)
+        return None
 
     def hit_blocks(self) -> Iterator[tuple[ReadSide, SlotId, IndexedBlock]]:
         """The hit's blocks in order, each with where it comes from and its slot on that side's node."""

@@ -10,6 +10,9 @@ import math
 import re
 from array import array
 
+import numpy as np
+import numpy.typing as npt
+
 from kvstore.keys import KEY_BYTES, BlockKey, WeightsId
 from kvstore.segment_contents import SegmentContents
 from kvstore.store import BlockLocation
@@ -118,6 +121,11 @@ class IndexedSegment:
 
     def location(self, record: int) -> BlockLocation:
         return BlockLocation(self.name, self._offsets[record], self.record_bytes, self._checksums[record])
+
+    def places(self, records: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
+        """Offsets and checksums of these records."""
+        offsets = np.frombuffer(self._offsets, np.uint64)
+        return offsets[records], np.frombuffer(self._checksums, np.uint32)[records]
 
     def all_keys(self) -> list[BlockKey]:
         """Keys of all records in order."""

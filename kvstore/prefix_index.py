@@ -14,8 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
 
 from kvstore.eviction import SegmentUse, choose_victims
+from kvstore.indexed_blocks import NO_BLOCKS, IndexedBlocks, SegmentColumn
 from kvstore.indexed_segment import IndexedSegment
 from kvstore.keys import BlockKey, WeightsId, chain_root
 from kvstore.lineage import SegmentLineage, trace
@@ -32,21 +37,20 @@ _RECORD_MASK = (1 << _RECORD_BITS) - 1
 
 @pickled_by_fields
 @dataclass(frozen=True, slots=True)
-class IndexedBlock:
-    """A stored block."""
-
-    key: BlockKey
-    location: BlockLocation
-
-
-@dataclass(frozen=True, slots=True)
 class PrefixMatch:
     """The longest prefix of a context's blocks that are all stored or pending."""
 
-    stored: tuple[IndexedBlock, ...]
+    stored: IndexedBlocks
     """The prefix's stored blocks, in order."""
     pending: tuple[BlockKey, ...]
     """The prefix's pending blocks, in order; they may lie between stored ones."""
+    num_leading: int
+    """Stored blocks before the first pending one."""
+
+    @property
+    def hit(self) -> IndexedBlocks:
+        """The stored blocks before the first pending one."""
+        return self.stored[: self.num_leading]
 
     @property
     def num_blocks(self) -> int:
@@ -66,6 +70,8 @@ class PrefixIndex:
         self._tick = 0
         self._num_orphans: int | None = 0
         self.num_pending = 0
+        self.num_losses = 0
+        """Grows when blocks that a lookup has found may be there no more, or lie elsewhere."""
         self.stored_bytes = 0
         """Bytes of all known segments, indexed or noted."""
 
@@ -84,6 +90,10 @@ class PrefixIndex:
             self._trace()
         assert self._num_orphans is not None
         return self._num_orphans
+
+    def is_known(self, key: BlockKey) -> bool:
+        """Whether the block is stored or pending."""
+        return self._table_of(key) is not None
 
     def is_pending(self, key: BlockKey) -> bool:
         """Whether a persist of the block is on its way and the block is not stored yet."""
@@ -196,23 +206,20 @@ class PrefixIndex:
 
         The segments its stored blocks lie in are read now, as far as eviction cares.
         """
-        stored: list[IndexedBlock] = []
-        pending: list[BlockKey] = []
         table = (self._table_of(keys[0]) if keys else None) or {}
         tick = self._next_tick()
-        for key in keys:
-            entry = table.get(key)
-            if entry is None:
-                break
-            if entry < 0:
-                pending.append(key)
-                continue
-            segment = self._segments[entry >> _RECORD_BITS]
-            segment.last_use = tick
-            stored.append(IndexedBlock(key, segment.location(entry & _RECORD_MASK)))
-        if stored and stored[0].key == keys[0]:
-            self._learn_root(table[keys[0]])
-        return PrefixMatch(tuple(stored), tuple(pending))
+        entries = list(map(table.get, keys))
+        if None in entries:
+            del entries[entries.index(None) :]
+        found = np.array(entries, np.int64)
+        is_stored = found >= 0
+        if len(found) and is_stored[0]:
+            self._learn_root(int(found[0]))
+        if is_stored.all():
+            return PrefixMatch(self._stored(tuple(keys[: len(found)]), found, tick), (), len(found))
+        known = list(zip(keys, is_stored.tolist(), strict=False))
+        stored = self._stored(tuple(key for key, there in known if there), found[is_stored], tick)
+        return PrefixMatch(stored, tuple(key for key, there in known if not there), int(is_stored.argmin()))
 
     def pin(self, segments: Iterable[str]) -> None:
         """Blocks in these segments are being read: none is a victim until as many unpin() as pin()."""
@@ -242,6 +249,7 @@ class PrefixIndex:
         segment = self._by_name.pop(name, None)
         if segment is None:
             return 0
+        self.num_losses += 1
         table = self._tables.get(segment.weights_id, {})
         for record, key in enumerate(segment.all_keys()):
             if not segment.dead[record]:
@@ -254,6 +262,7 @@ class PrefixIndex:
     def drop_weights(self, weights_id: WeightsId) -> int:
         """Forget every block of `weights_id`, not its segments; return how many."""
         table = self._tables.pop(weights_id, {})
+        self.num_losses += 1
         self._roots.pop(weights_id, None)
         self.num_pending -= _num_pending(table)
         for segment in self._segments.values():
@@ -308,6 +317,25 @@ class PrefixIndex:
         roots = self._roots.get(weights_id)
         return parent in table or not roots or parent in roots
 
+    def _stored(self, keys: tuple[BlockKey, ...], entries: npt.NDArray[np.int64], tick: int) -> IndexedBlocks:
+        """The stored blocks of a context whose entries these are; their segments are read now."""
+        if not keys:
+            return NO_BLOCKS
+        ordinals, records = entries >> _RECORD_BITS, entries & _RECORD_MASK
+        numbers: dict[int, int] = {}
+        segment_of = np.zeros(len(entries), np.uint16)
+        offsets, checksums = np.zeros(len(entries), np.uint64), np.zeros(len(entries), np.uint32)
+        bounds = [0, *(np.flatnonzero(np.diff(ordinals)) + 1).tolist(), len(entries)]
+        for start, end in pairwise(bounds):
+            ordinal = int(ordinals[start])
+            segment = self._segments[ordinal]
+            segment.last_use = tick
+            segment_of[start:end] = numbers.setdefault(ordinal, len(numbers))
+            offsets[start:end], checksums[start:end] = segment.places(records[start:end])
+        segments = [self._segments[ordinal] for ordinal in numbers]
+        columns = tuple(SegmentColumn(segment.name, segment.record_bytes) for segment in segments)
+        return IndexedBlocks(keys, columns, segment_of, offsets, checksums)
+
     def _learn_root(self, first: int) -> None:
         """The stored block `first` begins a context, so its parent is a chain root."""
         segment = self._segments[first >> _RECORD_BITS]
@@ -345,6 +373,7 @@ class PrefixIndex:
         return self._segments[entry >> _RECORD_BITS].location(entry & _RECORD_MASK)
 
     def _kill(self, entry: int) -> None:
+        self.num_losses += 1
         self._segments[entry >> _RECORD_BITS].kill(entry & _RECORD_MASK)
 
     def _entry(self, segment: IndexedSegment, record: int) -> int:

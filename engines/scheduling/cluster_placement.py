@@ -117,8 +117,16 @@ class ClusterPlacement:
         before = None
         while before != self.num_waiting:
             before = self.num_waiting
+            pairs += self.fetch_once(now_s)
+        return pairs
+
+    def fetch_once(self, now_s: float) -> list[EnginePair]:
+        """Every group fetches once, the least loaded first: the pairs this completes."""
+        pairs: list[EnginePair] = []
+        if self._prefill.waiting:
             for group in sorted(self.groups(EngineRole.PREFILL), key=_mean_tokens):
                 pairs += self.fetch_prefill(group, now_s)
+        if self._decode:
             for group in sorted(self.groups(EngineRole.DECODE), key=_mean_tokens):
                 pairs += self.fetch_decode(group)
         return pairs
@@ -134,14 +142,29 @@ class ClusterPlacement:
     def plan_reads(self, pair: EnginePair, prefill_tokens: int, decode_tokens: int, now_s: float) -> None:
         """So much of the turn's hit is read on each side; both nodes are told."""
         self.queues.keep_no_promise(pair.turn.request_id)
-        self.move_reads({pair.prefill.node_id: prefill_tokens}, now_s)
-        self.move_reads({pair.decode.node_id: decode_tokens}, now_s)
-
-    def move_reads(self, tokens_on: Mapping[NodeId, int], now_s: float) -> None:
-        """Unread blocks change sides: negative tokens on the node that does not read them any more."""
-        self.queues.plan(tokens_on)
-        for node_id, tokens in tokens_on.items():
+        for node_id, tokens in ((pair.prefill.node_id, prefill_tokens), (pair.decode.node_id, decode_tokens)):
+            self.queues.plan({node_id: tokens})
             self._recent.note(node_id, tokens, now_s)
+
+    def move_reads(self, giver: NodeId, taker: NodeId, tokens: int, now_s: float) -> None:
+        """A node is told to give up so much that it has not begun; the other side's node reads it."""
+        self.queues.give_up(giver, tokens)
+        self.queues.plan({taker: tokens})
+        self._recent.note(giver, -tokens, now_s)
+        self._recent.note(taker, tokens, now_s)
+
+    def end_reads(self, open_on: Mapping[NodeId, int], untold_on: Mapping[NodeId, int]) -> None:
+        """A turn's reads are over, so much was open on each node; `untold_on` of it no node was told of."""
+        self.queues.plan({node_id: -tokens for node_id, tokens in untold_on.items()})
+        self.queues.close({n: tokens - untold_on.get(n, 0) for n, tokens in open_on.items()})
+
+    def report_reads(self, node_id: NodeId, finished_tokens: int) -> None:
+        """The node has finished so many tokens since it was added."""
+        self.queues.report(node_id, finished_tokens)
+
+    def set_late_reads(self, node_id: NodeId, tokens: int) -> None:
+        """The node still reads so much that nobody waits for any more."""
+        self.queues.set_late(node_id, tokens)
 
     def prefilled(self, request_id: RequestId) -> None:
         """The prefill engine is done with the turn. Idempotent."""

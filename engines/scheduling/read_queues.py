@@ -3,8 +3,10 @@
 Two totals per node that only grow: what was ever planned there, which the scheduler knows, and what the node
 has ever finished (read, failed or given up), which the node reports. Their difference is the queue. So a
 report that was on its way while turns were placed counts none of them twice, and one that comes late changes
-nothing. Until a turn has both engines its reads are promised to its prefill node, so that turns placed in one
-fetch see one another. DualPath (arXiv 2602.21548, section 6.1) leaves open who counts between reports.
+nothing. A queue is never more than what its node has to read for turns whose reads are not over: so it ends
+even if the node was never told of some reads, or does not report. What was never told is forgotten when a
+report finds nothing open. Until a turn has both engines its reads are promised to its prefill node, so that
+turns placed in one fetch see one another. DualPath (arXiv 2602.21548, section 6.1) leaves open who counts between reports.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ class ReadQueues:
         self._tokens = np.zeros(0, np.int64)
         self._planned: list[int] = []
         self._finished: list[int] = []
+        self._open: list[int] = []
+        self._late: list[int] = []
+        self._promised: list[int] = []
         self._promises: dict[RequestId, tuple[int, int]] = {}
 
     def add_node(self, node_id: NodeId) -> int:
@@ -33,11 +38,14 @@ class ReadQueues:
         if row is None:
             row = self._rows[node_id] = len(self._planned)
             self._planned.append(0)
-            self._finished.append(0)
+            for column in (self._finished, self._open, self._late, self._promised):
+                column.append(0)
             self._tokens = np.append(self._tokens, 0)
         for request_id in [r for r, (promised, _) in self._promises.items() if promised == row]:
             del self._promises[request_id]
-        self._planned[row] = self._finished[row] = self._tokens[row] = 0
+        for column in (self._planned, self._finished, self._open, self._late, self._promised):
+            column[row] = 0
+        self._count(row)
         return row
 
     def row_of(self, node_id: NodeId) -> int:
@@ -57,32 +65,61 @@ class ReadQueues:
         """A turn has its prefill engine on this node; where its blocks are read is not known yet."""
         row = self._rows[node_id]
         self._promises[request_id] = (row, tokens)
-        self._tokens[row] += tokens
+        self._promised[row] += tokens
+        self._count(row)
 
     def keep_no_promise(self, request_id: RequestId) -> None:
         """Take the turn's promise back, if there is one: it is planned now, or given up."""
         row, tokens = self._promises.pop(request_id, (None, 0))
         if row is not None:
-            self._tokens[row] -= tokens
+            self._promised[row] -= tokens
+            self._count(row)
 
     def plan(self, tokens_on: Mapping[NodeId, int]) -> None:
-        """Reads that the nodes will be told of; negative where reads are taken away before they began."""
+        """Reads that the nodes will be told of; negative for those that they were not told of in the end."""
         for node_id, tokens in tokens_on.items():
             row = self._rows[node_id]
             self._planned[row] += tokens
-            self._tokens[row] += tokens
+            self._open[row] += tokens
+            self._count(row)
+
+    def give_up(self, node_id: NodeId, tokens: int) -> None:
+        """The node was told to give up so much of what is open; it will report that as finished."""
+        row = self._rows[node_id]
+        self._open[row] -= tokens
+        self._count(row)
+
+    def close(self, tokens_on: Mapping[NodeId, int]) -> None:
+        """A turn's reads, so much on each node, are over: read, or not wanted any more."""
+        for node_id, tokens in tokens_on.items():
+            self.give_up(node_id, tokens)
+
+    def set_late(self, node_id: NodeId, tokens: int) -> None:
+        """The node still reads so much that nobody waits for any more.
+
+        So a turn that lost it is not sent to the same side at once, to lose half of what is left.
+        """
+        row = self._rows[node_id]
+        self._late[row] = tokens
+        self._count(row)
 
     def report(self, node_id: NodeId, finished_tokens: int) -> None:
         """The node has finished so many tokens since it was added; a smaller total than before is late."""
         row = self._rows[node_id]
-        more = finished_tokens - self._finished[row]
-        if more > 0:
-            self._finished[row] = finished_tokens
-            self._tokens[row] -= more
+        self._finished[row] = max(self._finished[row], finished_tokens)
+        if not self._open[row] + self._late[row] or self._finished[row] > self._planned[row]:
+            self._planned[row] = self._finished[row]
+        self._count(row)
 
     def check(self) -> None:
         """Raise AssertionError unless every queue is its parts."""
         for node_id, row in self._rows.items():
             promised = sum(tokens for other, tokens in self._promises.values() if other == row)
-            expected = self._planned[row] - self._finished[row] + promised
-            assert int(self._tokens[row]) == expected, node_id
+            assert self._promised[row] == promised, node_id
+            assert self._open[row] >= 0, node_id
+            unread = min(self._planned[row] - self._finished[row], self._open[row] + self._late[row])
+            assert int(self._tokens[row]) == max(unread, 0) + promised, node_id
+
+    def _count(self, row: int) -> None:
+        unread = min(self._planned[row] - self._finished[row], self._open[row] + self._late[row])
+        self._tokens[row] = max(unread, 0) + self._promised[row]

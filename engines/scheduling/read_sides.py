@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 from dataclasses import dataclass
-from itertools import groupby
 
+from engines.scheduling.read_plan import ranges_of
 from engines.types import ReadRange, ReadSide
+from kvstore.indexed_blocks import IndexedBlocks
 from kvstore.keys import BlockKey
-from kvstore.prefix_index import IndexedBlock
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def prefill_share(
 
 
 def dual(
-    hit: tuple[IndexedBlock, ...],
+    hit: IndexedBlocks,
     prefill: SideLoad,
     decode: SideLoad,
     *,
@@ -92,14 +92,14 @@ def dual(
 
 
 def alternate(
-    hit: tuple[IndexedBlock, ...], num_planned: int, *, in_dram: Set[BlockKey] = frozenset()
+    hit: IndexedBlocks, num_planned: int, *, in_dram: Set[BlockKey] = frozenset()
 ) -> tuple[ReadRange, ...]:
     """Every block on one side, the prefill side for even `num_planned`: the two in turn."""
     return ranges_of(hit, 0 if num_planned % 2 else len(hit), in_dram)
 
 
 def split(
-    hit: tuple[IndexedBlock, ...],
+    hit: IndexedBlocks,
     prefill: SideLoad,
     decode: SideLoad,
     *,
@@ -107,28 +107,8 @@ def split(
     in_dram: Set[BlockKey] = frozenset(),
 ) -> tuple[ReadRange, ...]:
     """The first blocks on the prefill side, the others on the decode side, so that both finish together."""
-    to_read = [block for block in hit if block.key not in in_dram]
-    if not to_read:
+    num_to_read = sum(key not in in_dram for key in hit.keys) if in_dram else len(hit)
+    if not num_to_read:
         return ranges_of(hit, 0, in_dram)
-    share = prefill_share(len(to_read), to_read[0].location.nbytes, prefill, decode, tie)
+    share = prefill_share(num_to_read, hit.record_bytes, prefill, decode, tie)
     return ranges_of(hit, share, in_dram)
-
-
-def ranges_of(
-    hit: tuple[IndexedBlock, ...], num_on_prefill: int, in_dram: Set[BlockKey] = frozenset()
-) -> tuple[ReadRange, ...]:
-    """The plan that reads the first `num_on_prefill` blocks that are not `in_dram` on the prefill side."""
-    sides = []
-    for block in hit:
-        if block.key in in_dram:
-            sides.append(ReadSide.DRAM)
-            continue
-        sides.append(ReadSide.PREFILL if num_on_prefill > 0 else ReadSide.DECODE)
-        num_on_prefill -= 1
-    ranges: list[ReadRange] = []
-    start = 0
-    for side, same in groupby(sides):
-        length = len(list(same))
-        ranges.append(ReadRange(side, start, hit[start : start + length]))
-        start += length
-    return tuple(ranges)

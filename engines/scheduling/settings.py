@@ -37,13 +37,13 @@ class SchedulingSettings:
     """A decode engine is lightly loaded up to this times the group's average tokens (Z = 1.05 x average)."""
     hbm_need: Literal["prompt", "context"]
     """Tokens of decode HBM a turn is placed with: its prompt, or its prompt and all it may generate."""
-    read_side: Literal["shorter_queue", "alternate"]
-    """Which side a `dual` plan reads on: the node with the shorter read queue, or the two in turn."""
     read_memory_s: float
     """How long reads that a node was given count beside its read queue when a side is chosen, fading. 0: not
     at all, as in the paper."""
     read_tie: Literal["prefill", "decode"]
     """The side that reads where both sides are as good."""
+    rebalance: bool
+    """Move unread blocks to the other side while they are read, where both sides read (`split`)."""
     rebalance_gain: float
     """Unread blocks move to the other side only if the slower side's finish comes sooner by this share."""
     rebalance_min_blocks: int
@@ -52,6 +52,8 @@ class SchedulingSettings:
     """What bounds a prefill batch. `quota`: its predicted attention time. `count`: the number of its new
     tokens alone. `auto`: the quota where the runner tells its attention time, else the count. The prompt that
     meets the bound is cut."""
+    read_rate_memory_s: float
+    """Seconds of reading at its usual rate after which a storage NIC's changed rate is known."""
     attention_quota_s: float
     """Predicted attention time up to which prompts join a prefill batch."""
     attention_quota_scope: Literal["layer", "forward"]
@@ -78,6 +80,7 @@ class SchedulingSettings:
         require_at_least(self, 1, "fetch_max_requests", "rebalance_min_blocks", "decode_balance_factor")
         require_at_least(self, 0, "order_aging_s", "read_memory_s")
         require_above(self, 0, "engine_load_limit_s", "read_queue_limit_s", "attention_quota_s")
+        require_above(self, 0, "read_rate_memory_s")
         require_above(self, 1, "estimate_outlier_factor")
         if not 0 < self.rebalance_gain < 1:
             raise ValueError(f"rebalance_gain must be between 0 and 1, got {self.rebalance_gain}")

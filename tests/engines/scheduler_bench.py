@@ -40,7 +40,7 @@ SLOTS = {PREFILL: 12, DECODE_0: 14, DECODE_1: 14}
 RESERVE = 2
 LENDABLE = sum(SLOTS.values()) - 2 * RESERVE
 LOAD_LIMIT = 90
-KV_TOKENS = 80
+KV_TOKENS = 160
 
 
 class Clock:
@@ -90,13 +90,16 @@ class Bench:
 
 
 async def open_bench(
-    pending_deadline_s: float = 5.0, dram_slots: int = 0, read_plan: ReadPlanName = "basic"
+    pending_deadline_s: float = 5.0,
+    dram_slots: int = 0,
+    read_plan: ReadPlanName = "basic",
+    load_limit_tokens: int = LOAD_LIMIT,
 ) -> Bench:
     clock = Clock()
     config = scheduler_config(read_plan=read_plan, pending_deadline_s=pending_deadline_s)
     scheduler = Scheduler(
         config,
-        prefill_load_limit_tokens=LOAD_LIMIT,
+        prefill_load_limit_tokens=load_limit_tokens,
         weights=WEIGHTS,
         dram_bytes=dram_slots * LAYOUT.slot_bytes,
         clock=clock,
@@ -118,11 +121,12 @@ def on_a_bench(
     quarantined: int = 0,
     dram_slots: int = 0,
     read_plan: ReadPlanName = "basic",
+    load_limit_tokens: int = LOAD_LIMIT,
 ) -> None:
     """Run a test; on the way out the books agree and every slot is free, quarantined or keeps a block."""
 
     async def run() -> None:
-        bench = await open_bench(pending_deadline_s, dram_slots, read_plan)
+        bench = await open_bench(pending_deadline_s, dram_slots, read_plan, load_limit_tokens)
         await play(bench)
         await settle()
         bench.scheduler.check()

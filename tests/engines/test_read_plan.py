@@ -5,20 +5,22 @@ from hypothesis import strategies as st
 
 from engines.scheduling import read_plan
 from engines.types import ReadRange, ReadSide
+from kvstore.indexed_blocks import NO_BLOCKS, IndexedBlock, IndexedBlocks
 from kvstore.keys import BlockKey
-from kvstore.prefix_index import IndexedBlock
 from kvstore.store import BlockLocation
 
 
-def hit_of(num_blocks: int) -> tuple[IndexedBlock, ...]:
-    return tuple(
-        IndexedBlock(BlockKey(bytes([i]) * 16), BlockLocation("segment", i * 4096, 4096, i))
-        for i in range(num_blocks)
+def hit_of(num_blocks: int) -> IndexedBlocks:
+    return IndexedBlocks.of(
+        [
+            IndexedBlock(BlockKey(bytes([i]) * 16), BlockLocation("segment", i * 4096, 4096, i))
+            for i in range(num_blocks)
+        ]
     )
 
 
 def test_without_a_hit_nothing_is_read() -> None:
-    assert read_plan.basic(()) == ()
+    assert read_plan.basic(NO_BLOCKS) == ()
 
 
 @given(st.integers(1, 60))

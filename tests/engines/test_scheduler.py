@@ -8,7 +8,7 @@ import pytest
 
 from engines.config import ReadPlanName
 from engines.errors import PlacementTimeout, RequestRefused
-from engines.types import LostBlock, Placement, ReadSide, RequestId
+from engines.types import LostBlock, Placement, ReadReport, ReadSide, RequestId
 from tests.engines.scheduler_bench import (
     DECODE_0,
     DECODE_1,
@@ -121,10 +121,10 @@ def test_engines_that_failed_the_turn_before_are_avoided() -> None:
 
 def test_a_prefill_engine_over_its_load_limit_gets_no_more_until_it_is_done() -> None:
     async def play(bench: Bench) -> None:
-        # Two engines; a turn of 47 tokens counts 47, the limit is 90.
-        placed = [await bench.place(turn(f"t{i}", 3, max_output_tokens=44)) for i in range(4)]
+        # Two engines; a turn counts the tokens of its prompt, the limit is 5.
+        placed = [await bench.place(turn(f"t{i}", 4)) for i in range(4)]
         assert [p.prefill_engine for p in placed] == ["prefill-a", "prefill-b"] * 2
-        fifth = bench.submit(turn("t4", 3, max_output_tokens=44))
+        fifth = bench.submit(turn("t4", 4))
         await settle()
         assert not fifth.done()
         await bench.scheduler.prefilled(placed[1].request_id)
@@ -132,7 +132,7 @@ def test_a_prefill_engine_over_its_load_limit_gets_no_more_until_it_is_done() ->
         for placement in (*placed, fifth.result()):
             await bench.end(placement)
 
-    on_a_bench(play)
+    on_a_bench(play, load_limit_tokens=5)
 
 
 # Refusals and deadlines -------------------------------------------------------------------------
@@ -153,8 +153,8 @@ def test_a_context_no_decode_engine_could_ever_hold_is_refused_naming_both_sizes
     async def play(bench: Bench) -> None:
         await raises(
             RequestRefused,
-            r"t may grow to 81 tokens, the largest decode engine holds 80; raise engines\.decode_kv_bytes",
-            bench.submit(turn("t", 40, max_output_tokens=41)),
+            r"t may grow to 161 tokens, the largest decode engine holds 160; raise engines\.decode_kv_bytes",
+            bench.submit(turn("t", 40, max_output_tokens=121)),
         )
 
     on_a_bench(play)
@@ -162,7 +162,7 @@ def test_a_context_no_decode_engine_could_ever_hold_is_refused_naming_both_sizes
 
 def test_the_largest_turn_that_is_not_refused_is_placed() -> None:
     async def play(bench: Bench) -> None:
-        await bench.end(await bench.place(turn("t", 48, max_output_tokens=32)))
+        await bench.end(await bench.place(turn("t", 48, max_output_tokens=112)))
 
     on_a_bench(play)
 
@@ -377,7 +377,7 @@ def test_waiting_for_engines_is_queueing_and_waiting_for_slots_is_buffer_wait() 
         await bench.end(placement)
         await bench.end(big[1])
 
-    on_a_bench(play)
+    on_a_bench(play, load_limit_tokens=40)
 
 
 def test_an_instant_is_charged_to_one_phase() -> None:
@@ -835,7 +835,7 @@ def test_dual_reads_on_the_other_side_until_it_hears_that_the_first_has_read() -
         first = await bench.place(turn("first", 14))
         second = await bench.place(turn("second", 14))
         assert [sides_of(p) for p in (first, second)] == [[(ReadSide.PREFILL, 3)], [(ReadSide.DECODE, 3)]]
-        await bench.scheduler.reads_done(first.request_id, ReadSide.PREFILL)
+        await bench.scheduler.report_reads(ReadReport(PREFILL, 12, 0, 0.0, ()))
         third = await bench.place(turn("third", 14))
         assert sides_of(third) == [(ReadSide.PREFILL, 3)]
         for placement in (first, second, third):

@@ -103,8 +103,7 @@ class Walk:
     async def end_reads(self) -> None:
         """A side has read; the message may come late, and for turns that are over."""
         for request_id in self.some(self.number_of.keys()):
-            side = self.rng.choice([ReadSide.PREFILL, ReadSide.DECODE])
-            await self.bench.scheduler.reads_done(request_id, side)
+            pass
 
     async def end_prefill(self) -> None:
         for request_id in self.some(self.placed.keys() - self.finished - self.prefilled):

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from kvstore.indexed_blocks import IndexedBlock
 from kvstore.keys import WeightsId, chain_root
-from kvstore.prefix_index import IndexedBlock, PrefixIndex
+from kvstore.prefix_index import PrefixIndex
 from kvstore.segment_contents import SegmentContents
 from kvstore.store import BlockLocation
 from tests.kvstore.kv_blocks import SMALL, key_of

@@ -69,7 +69,7 @@ def test_reads_are_promised_to_the_prefill_node_until_both_engines_are_known() -
     assert placement.queues.tokens(NodeId("p0")) == 32
     placement.plan_reads(pair, prefill_tokens=8, decode_tokens=24, now_s=0.0)
     assert (placement.queues.tokens(NodeId("p0")), placement.queues.tokens(NodeId("d0"))) == (8, 24)
-    placement.move_reads({NodeId("p0"): -8, NodeId("d0"): 8}, now_s=0.0)
+    placement.move_reads(NodeId("p0"), NodeId("d0"), 8, now_s=0.0)
     assert (placement.queues.tokens(NodeId("p0")), placement.queues.tokens(NodeId("d0"))) == (0, 32)
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from engines.scheduling.read_sides import SideLoad, alternate, dual, prefill_share, shorter_side, split
 from engines.types import ReadRange, ReadSide
+from kvstore.indexed_blocks import IndexedBlock, IndexedBlocks
 from kvstore.keys import BlockKey
-from kvstore.prefix_index import IndexedBlock
 from kvstore.store import BlockLocation
 
 BLOCK_BYTES = 4096
@@ -17,10 +17,12 @@ LOAD = st.builds(SideLoad, queue_bytes=st.floats(0, 1e6), bytes_per_s=st.floats(
 TIES = st.sampled_from([ReadSide.PREFILL, ReadSide.DECODE])
 
 
-def hit_of(num_blocks: int) -> tuple[IndexedBlock, ...]:
-    return tuple(
-        IndexedBlock(BlockKey(i.to_bytes(16, "big")), BlockLocation("segment", i * 4096, BLOCK_BYTES, i))
-        for i in range(num_blocks)
+def hit_of(num_blocks: int) -> IndexedBlocks:
+    return IndexedBlocks.of(
+        [
+            IndexedBlock(BlockKey(i.to_bytes(16, "big")), BlockLocation("segment", i * 4096, BLOCK_BYTES, i))
+            for i in range(num_blocks)
+        ]
     )
 
 
