@@ -6,7 +6,8 @@ report that was on its way while turns were placed counts none of them twice, an
 nothing. A queue is never more than what its node has to read for turns whose reads are not over: so it ends
 even if the node was never told of some reads, or does not report. What was never told is forgotten when a
 report finds nothing open. Until a turn has both engines its reads are promised to its prefill node, so that
-turns placed in one fetch see one another. DualPath (arXiv 2602.21548, section 6.1) leaves open who counts between reports.
+turns placed in one fetch see one another. DualPath (arXiv 2602.21548, section 6.1) leaves open who counts
+between reports.
 """
 
 from __future__ import annotations

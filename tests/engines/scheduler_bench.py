@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -20,12 +22,15 @@ from engines.types import (
     EngineInfo,
     EngineRole,
     LostBlock,
+    MoveOrder,
     NodeId,
     Placement,
+    ReadReport,
     ReadSide,
     RequestId,
     SlotId,
     TurnRequest,
+    UnreadReads,
     Weights,
 )
 from kvstore.keys import BlockKey, KeyChain, WeightsId, chain_root
@@ -36,6 +41,7 @@ from tests.engines.scheduling.turns import scheduler_config
 LAYOUT = BlockLayout(KVFormat("float32", 1, (KVGroup("kv", 16),)), block_tokens=4)
 WEIGHTS, NEXT_WEIGHTS = Weights(0, WeightsId("old")), Weights(1, WeightsId("new"))
 PREFILL, DECODE_0, DECODE_1 = NodeId("prefill-0"), NodeId("decode-0"), NodeId("decode-1")
+RECORD_BYTES = 4096
 SLOTS = {PREFILL: 12, DECODE_0: 14, DECODE_1: 14}
 RESERVE = 2
 LENDABLE = sum(SLOTS.values()) - 2 * RESERVE
@@ -61,6 +67,8 @@ class Bench:
     clock: Clock
     reserves: dict[NodeId, tuple[SlotId, ...]] = field(default_factory=dict)
     requests: dict[RequestId, TurnRequest] = field(default_factory=dict)
+    blocks_read: Counter[NodeId] = field(default_factory=Counter)
+    busy_s: dict[NodeId, float] = field(default_factory=dict)
 
     def submit(self, request: TurnRequest) -> asyncio.Task[Placement]:
         self.requests[request.request_id] = request
@@ -83,6 +91,20 @@ class Bench:
     async def store(self, keys: tuple[BlockKey, ...], weights: Weights = WEIGHTS) -> None:
         await self.scheduler.announce([stored(key, weights) for key in keys], [], weights.weights_id)
 
+    async def read(self, node_id: NodeId, num_blocks: int, bytes_per_s: float) -> None:
+        """The node has read so many more blocks, at this rate, and has nothing left."""
+        busy_s = num_blocks * RECORD_BYTES / bytes_per_s
+        self.blocks_read[node_id] += num_blocks
+        self.busy_s[node_id] = self.busy_s.get(node_id, 0.0) + busy_s
+        await self.report(node_id)
+
+    async def report(self, node_id: NodeId, *unread: UnreadReads) -> tuple[MoveOrder, ...]:
+        """The node tells what it has read, and what it has not begun."""
+        blocks, busy_s = self.blocks_read[node_id], self.busy_s.get(node_id, 0.0)
+        return await self.scheduler.report_reads(
+            ReadReport(node_id, blocks * LAYOUT.block_tokens, blocks * RECORD_BYTES, busy_s, unread)
+        )
+
     async def lose(self, keys: Sequence[BlockKey]) -> None:
         """Somebody could not read these blocks from the store."""
         lost = [LostBlock(key, SlotId(0), ReadSide.PREFILL, late=False) for key in keys]
@@ -94,9 +116,10 @@ async def open_bench(
     dram_slots: int = 0,
     read_plan: ReadPlanName = "basic",
     load_limit_tokens: int = LOAD_LIMIT,
+    **settings: Any,
 ) -> Bench:
     clock = Clock()
-    config = scheduler_config(read_plan=read_plan, pending_deadline_s=pending_deadline_s)
+    config = scheduler_config(read_plan=read_plan, pending_deadline_s=pending_deadline_s, **settings)
     scheduler = Scheduler(
         config,
         prefill_load_limit_tokens=load_limit_tokens,
@@ -122,11 +145,12 @@ def on_a_bench(
     dram_slots: int = 0,
     read_plan: ReadPlanName = "basic",
     load_limit_tokens: int = LOAD_LIMIT,
+    **settings: Any,
 ) -> None:
     """Run a test; on the way out the books agree and every slot is free, quarantined or keeps a block."""
 
     async def run() -> None:
-        bench = await open_bench(pending_deadline_s, dram_slots, read_plan, load_limit_tokens)
+        bench = await open_bench(pending_deadline_s, dram_slots, read_plan, load_limit_tokens, **settings)
         await play(bench)
         await settle()
         bench.scheduler.check()
@@ -160,6 +184,7 @@ def turn(
     weights: Weights = WEIGHTS,
     deadline_s: float = 60.0,
     failed: frozenset[EngineId] = frozenset(),
+    remaining_tokens: int | None = None,
 ) -> TurnRequest:
     return TurnRequest(
         request_id=RequestId(name),
@@ -169,13 +194,14 @@ def turn(
         weights_version=weights.version,
         deadline_s=deadline_s,
         failed_engines=failed,
+        remaining_tokens=remaining_tokens,
     )
 
 
 def stored(key: BlockKey, weights: Weights = WEIGHTS) -> AnnouncedBlock:
     segment = f"{weights.weights_id}.bench.0.kv"
     root = chain_root(weights.weights_id, LAYOUT.format)
-    return AnnouncedBlock(key, root, BlockLocation(segment, int.from_bytes(key[:4], "big"), 4096, 0))
+    return AnnouncedBlock(key, root, BlockLocation(segment, int.from_bytes(key[:4], "big"), RECORD_BYTES, 0))
 
 
 async def raises(error: type[Exception], match: str, waiting: asyncio.Task[Placement]) -> None:

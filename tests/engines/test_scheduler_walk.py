@@ -13,7 +13,18 @@ import pytest
 
 from engines.config import ReadPlanName
 from engines.errors import PlacementTimeout
-from engines.types import LostBlock, NodeId, Placement, ReadSide, RequestId, SlotId
+from engines.types import (
+    LostBlock,
+    MovedBlock,
+    MoveOrder,
+    NodeId,
+    Placement,
+    ReadReport,
+    ReadSide,
+    RequestId,
+    SlotId,
+    UnreadReads,
+)
 from kvstore.keys import BlockKey
 from tests.engines.scheduler_bench import (
     LAYOUT,
@@ -54,6 +65,16 @@ class Walk:
         """In DRAM, used by a turn whose engine did not answer, and by others still."""
         self.content: dict[tuple[NodeId, SlotId], BlockKey] = {}
         """What the prefill engines last read into a slot."""
+        self.sides: dict[RequestId, dict[int, tuple[ReadSide, SlotId]]] = {}
+        """Where each block of a hit that is read from storage is read, by its place, and into which slot."""
+        self.unread: dict[tuple[RequestId, ReadSide], list[int]] = {}
+        """Blocks that a side was told to read and has not begun."""
+        self.lent_later: dict[RequestId, set[SlotId]] = {}
+        """Prefill slots that came with orders to move reads."""
+        self.finished_tokens: Counter[NodeId] = Counter()
+        self.busy_s: Counter[NodeId] = Counter()
+        self.num_moved: Counter[ReadSide] = Counter()
+        """Blocks by the side they moved to."""
         self.num_shared = 0
         self.num_read: Counter[ReadSide] = Counter()
         """Hit blocks by where they come from."""
@@ -65,7 +86,7 @@ class Walk:
         self.bench.clock.now_s += self.rng.random()
         moves = [
             (6, self.submit),
-            (2, self.end_reads),
+            (3, self.report),
             (3, self.end_prefill),
             (4, self.release),
             (3, self.finish),
@@ -100,17 +121,73 @@ class Walk:
         self.num_submitted += 1
         self.waiting[request.request_id] = self.bench.submit(request)
 
-    async def end_reads(self) -> None:
-        """A side has read; the message may come late, and for turns that are over."""
-        for request_id in self.some(self.number_of.keys()):
-            pass
+    async def report(self) -> None:
+        """A node reads some of what it has to, tells, and gives up what it is told to, if it hears of it."""
+        node_id = self.rng.choice(sorted(SLOTS))
+        mine = {key: blocks for key, blocks in self.unread.items() if self.node_of(*key) == node_id}
+        for blocks in mine.values():
+            num_read = self.rng.choice([0, 0, 1, len(blocks)])
+            self.finished_tokens[node_id] += LAYOUT.block_tokens * len(blocks[:num_read])
+            del blocks[:num_read]
+        self.busy_s[node_id] += self.rng.choice([0.0, 0.01, 10.0])  # type: ignore[assignment]
+        unread = tuple(
+            UnreadReads(request_id, side, tuple((b, b + 1) for b in blocks), self.rng.choice([0, 1 << 20]))
+            for (request_id, side), blocks in mine.items()
+            if blocks
+        )
+        finished = self.finished_tokens[node_id]
+        report = ReadReport(node_id, finished, 1000 * finished, self.busy_s[node_id], unread)
+        for order in await self.bench.scheduler.report_reads(report):
+            self.move(order, heard=self.rng.random() < 0.8)
+
+    def move(self, order: MoveOrder, *, heard: bool) -> None:
+        placement = self.placed[order.request_id]
+        blocks = [block for start, end in order.spans for block in range(start, end)]
+        slots = [placement.decode_slots[block] for block in blocks]
+        if order.to_side is ReadSide.PREFILL:
+            slots = list(order.slots)
+            # A block that moves back has its slot still.
+            self.lent_later.setdefault(order.request_id, set()).update(
+                set(slots) - set(placement.prefill_slots)
+            )
+            for slot in slots:
+                self.content.pop((placement.prefill_node, slot), None)
+        for block, slot in zip(blocks, slots, strict=True):
+            before, _ = self.sides[order.request_id][block]
+            assert before is not order.to_side
+            assert block in self.unread[order.request_id, before]
+            if heard and self.rng.random() < 0.8:  # else it has just begun to read it
+                self.unread[order.request_id, before].remove(block)
+                self.unread[order.request_id, order.to_side].append(block)
+                self.finished_tokens[self.node_of(order.request_id, before)] += LAYOUT.block_tokens
+                self.sides[order.request_id][block] = (order.to_side, slot)
+                self.num_moved[order.to_side] += 1
 
     async def end_prefill(self) -> None:
         for request_id in self.some(self.placed.keys() - self.finished - self.prefilled):
-            await self.bench.scheduler.prefilled(request_id)
-            self.prefilled.add(request_id)
-            self.expected += self.bench.new_keys(self.placed[request_id])
-            self.read(self.placed[request_id])
+            await self.end_prefill_of(request_id)
+
+    async def end_prefill_of(self, request_id: RequestId) -> None:
+        placement = self.placed[request_id]
+        self.read(placement)
+        self.end_reads(request_id, told=True)
+        moved = tuple(
+            MovedBlock(number, *self.sides[request_id][number])
+            for number, (side, _, _) in enumerate(placement.hit_blocks())
+            if side is not ReadSide.DRAM and self.sides[request_id][number][0] is not side
+        )
+        await self.bench.scheduler.prefilled(request_id, moved)
+        self.prefilled.add(request_id)
+        self.expected += self.bench.new_keys(placement)
+
+    def end_reads(self, request_id: RequestId, *, told: bool) -> None:
+        """Both nodes have read or dropped the turn's blocks, or were never `told` of them."""
+        for side in (ReadSide.PREFILL, ReadSide.DECODE):
+            blocks = self.unread.pop((request_id, side), [])
+            self.finished_tokens[self.node_of(request_id, side)] += told * LAYOUT.block_tokens * len(blocks)
+
+    def node_of(self, request_id: RequestId, side: ReadSide) -> NodeId:
+        return self.placed[request_id].read_node(side)
 
     async def release(self) -> None:
         for request_id in self.some(self.kept.keys()):
@@ -128,6 +205,7 @@ class Walk:
             if request_id in self.finished and resolved:
                 continue
             self.finished.add(request_id)
+            self.end_reads(request_id, told=self.rng.random() < 0.5)
             if not resolved:
                 self.set_aside(request_id)
             if not resolved or request_id not in self.prefilled:
@@ -160,13 +238,16 @@ class Walk:
         hits = {r for r, p in self.placed.items() if p.hit_tokens} - self.prefilled - self.finished
         for request_id in self.some(hits):
             placement = self.placed[request_id]
-            side, slot, block = self.rng.choice(list(placement.hit_blocks()))
+            number = self.rng.randrange(placement.hit_tokens // LAYOUT.block_tokens)
+            side, slot, block = list(placement.hit_blocks())[number]
+            side, slot = self.sides[request_id].get(number, (side, slot))
             node_id = placement.read_node(side)
             held = side is ReadSide.PREFILL or (side is ReadSide.DECODE and slot in self.kept[request_id])
             late = held and self.may_lose_slots({node_id: 1}) and self.rng.random() < 0.5
             settles = late and self.rng.random() < 0.3
             if settles:
                 await self.bench.scheduler.settled(node_id, [slot])
+            self.end_reads(request_id, told=self.rng.random() < 0.5)
             await self.bench.scheduler.hit_lost(request_id, [LostBlock(block.key, slot, side, late)])
             if late and not settles:
                 self.late.add((node_id, slot))
@@ -229,12 +310,21 @@ class Walk:
             sides = [side for side, _, _ in placement.hit_blocks()]
             assert len(placement.prefill_slots) == len(sides) - sides.count(ReadSide.DECODE)
             self.num_read.update(sides)
+            self.sides[request_id] = {
+                number: (side, slot)
+                for number, (side, slot, _) in enumerate(placement.hit_blocks())
+                if side is not ReadSide.DRAM
+            }
+            for side in (ReadSide.PREFILL, ReadSide.DECODE):
+                blocks = [n for n, (where, _) in self.sides[request_id].items() if where is side]
+                self.unread[request_id, side] = blocks
             self.look_at_slots(placement)
 
     def may_lose(self, request_id: RequestId) -> bool:
         """Whether every node still has room for the largest turn without this one's slots."""
         placement = self.placed[request_id]
-        slots = {placement.prefill_node: len(placement.prefill_slots)}
+        lent_later = len(self.lent_later.get(request_id, ()))
+        slots = {placement.prefill_node: len(placement.prefill_slots) + lent_later}
         slots[placement.decode_node] = len(placement.decode_slots)
         return self.may_lose_slots(slots)
 
@@ -246,9 +336,10 @@ class Walk:
 
     def read(self, placement: Placement) -> None:
         """The prefill engine has read the turn's blocks."""
-        for side, slot, block in placement.hit_blocks():
+        keys = [block.key for _, _, block in placement.hit_blocks()]
+        for number, (side, slot) in self.sides[placement.request_id].items():
             if side is ReadSide.PREFILL:
-                self.content[placement.prefill_node, slot] = block.key
+                self.content[placement.prefill_node, slot] = keys[number]
 
     def look_at_slots(self, placement: Placement) -> None:
         """A block that is said to be in memory is there; what else the turn has may be written to."""
@@ -269,6 +360,8 @@ class Walk:
         placement = self.placed[request_id]
         self.quarantined |= {(placement.decode_node, slot) for slot in self.kept[request_id]}
         if request_id not in self.prefilled:
+            lent_later = self.lent_later.get(request_id, set())
+            self.quarantined |= {(placement.prefill_node, slot) for slot in lent_later}
             for side, slot, _ in placement.hit_blocks():
                 if side is not ReadSide.DECODE:
                     aside = self.unsafe if side is ReadSide.DRAM else self.quarantined
@@ -285,6 +378,8 @@ class Walk:
         for request_id, placement in self.placed.items():
             slots += [(placement.decode_node, slot) for slot in self.kept[request_id]]
             if self.is_prefilling(request_id):
+                lent_later = self.lent_later.get(request_id, set())
+                slots += [(placement.prefill_node, slot) for slot in lent_later]
                 slots += [
                     (placement.prefill_node, slot)
                     for side, slot, _ in placement.hit_blocks()
@@ -338,7 +433,7 @@ class Walk:
             for request_id, placement in list(self.placed.items()):
                 self.bench.clock.now_s += 1.0
                 if self.is_prefilling(request_id):
-                    self.read(placement)
+                    await self.end_prefill_of(request_id)
                 self.prefilled.add(request_id)
                 self.kept[request_id] = set()
                 self.finished.add(request_id)
@@ -363,6 +458,7 @@ def test_no_walk_through_the_scheduler_leaks_or_gets_stuck(first_seed: int, plan
         figures = await bench.scheduler.figures()
         set_aside = len(walk.quarantined | walk.late)
         assert figures["free_slots"] + figures["dram_slots"] == LENDABLE - set_aside, (seed, figures)
+        assert walk.late or not figures["read_queue_tokens"], (seed, figures)
         return walk
 
     walks = [asyncio.run(run(seed)) for seed in range(first_seed, first_seed + 100)]
@@ -373,3 +469,5 @@ def test_no_walk_through_the_scheduler_leaks_or_gets_stuck(first_seed: int, plan
     read, late = (sum((getattr(w, n) for w in walks), Counter()) for n in ("num_read", "num_late"))
     expected = {ReadSide.PREFILL} if plan == "basic" else {ReadSide.PREFILL, ReadSide.DECODE}
     assert set(read) - {ReadSide.DRAM} == set(late) == expected, (read, late)
+    moved = sum((walk.num_moved for walk in walks), Counter())
+    assert set(moved) == ({ReadSide.PREFILL, ReadSide.DECODE} if plan == "split" else set()), moved
