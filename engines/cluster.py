@@ -184,10 +184,10 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         spec.scheduler,
         kvstore=spec.kvstore,
         directory=spec.store_directory,
-        num_writers=len(nodes),
+        num_writers=0 if config.oracle else len(nodes),
         prefill_load_limit_tokens=config.prefill_load_limit_tokens,
         weights=spec.weights,
-        keeps_directory=not config.oracle,
+        snic_bytes_per_s=spec.rates.snic_bytes_per_s,
         name="scheduler",
         node=None,
     )

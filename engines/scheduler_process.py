@@ -25,15 +25,19 @@ class SchedulerProcess(Scheduler):
         num_writers: int,
         prefill_load_limit_tokens: int,
         weights: Weights,
-        keeps_directory: bool = True,
+        snic_bytes_per_s: float | None,
     ) -> None:
-        """`num_writers` nodes of this job write into `directory`, or nobody does and nobody keeps it."""
+        """`num_writers` nodes of this job write into `directory`; with none, nobody keeps it.
+
+        `snic_bytes_per_s` is what each node's storage NIC carries, if that is known.
+        """
         super().__init__(
             config,
             prefill_load_limit_tokens=prefill_load_limit_tokens,
             weights=weights,
             dram_bytes=kvstore.dram_bytes,
-            keeper=_keeper(kvstore, Path(directory), num_writers) if keeps_directory else None,
+            snic_bytes_per_s=snic_bytes_per_s,
+            keeper=_keeper(kvstore, Path(directory), num_writers) if num_writers else None,
         )
 
     async def open_store(self, layout: BlockLayout) -> None:
