@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import cast
 
 from engines.errors import RequestRefused
 from engines.scheduling import read_plan
@@ -67,7 +68,7 @@ class _Node:
 
     def take(self, num_slots: int) -> tuple[SlotId, ...]:
         self.pool.give_back(self.dram.give_up(num_slots - self.pool.num_free))
-        return tuple(map(SlotId, self.pool.take(num_slots)))
+        return cast(tuple[SlotId, ...], tuple(self.pool.take(num_slots)))
 
     def leave_dram(self, slots: Iterable[int]) -> None:
         for slot in map(SlotId, slots):

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.keys import KEY_BYTES, BlockKey
+from kvstore.pickled_by_fields import pickled_by_fields
 from kvstore.store import BlockLocation
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class IndexedBlock:
     """A stored block."""
@@ -79,6 +81,20 @@ class IndexedBlocks(Sequence[IndexedBlock]):
         if len(self.segments) <= 1:
             return {segment.name for segment in self.segments} if len(self) else set()
         return {self.segments[number].name for number in np.unique(self.segment_of)}
+
+    def joined(self, more: IndexedBlocks) -> IndexedBlocks:
+        """These blocks and then `more`."""
+        if not len(self) or not len(more):
+            return more if not len(self) else self
+        segments = tuple(dict.fromkeys((*self.segments, *more.segments)))
+        renumbered = np.array([segments.index(segment) for segment in more.segments], np.uint16)
+        return IndexedBlocks(
+            self.keys + more.keys,
+            segments,
+            np.concatenate([self.segment_of, renumbered[more.segment_of]]),
+            np.concatenate([self.offsets, more.offsets]),
+            np.concatenate([self.checksums, more.checksums]),
+        )
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -24,7 +24,7 @@ from kvstore.indexed_blocks import NO_BLOCKS, IndexedBlocks, SegmentColumn
 from kvstore.indexed_segment import IndexedSegment
 from kvstore.keys import BlockKey, WeightsId, chain_root
 from kvstore.lineage import SegmentLineage, trace
-from kvstore.pickled_by_fields import pickled_by_fields
+from kvstore.matched_prefixes import MatchedPrefixes
 from kvstore.segment_contents import SegmentContents
 from kvstore.store import BlockLocation
 
@@ -33,9 +33,10 @@ from kvstore.store import BlockLocation
 _Table = dict[BlockKey, int]
 _RECORD_BITS = 32
 _RECORD_MASK = (1 << _RECORD_BITS) - 1
+_MOST_REMEMBERED = 1024
+"""Contexts whose last match is kept, about 40 kB for each of 500 blocks."""
 
 
-@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
     """The longest prefix of a context's blocks that are all stored or pending."""
@@ -72,6 +73,7 @@ class PrefixIndex:
         self.num_pending = 0
         self.num_losses = 0
         """Grows when blocks that a lookup has found may be there no more, or lie elsewhere."""
+        self._matched = MatchedPrefixes(_MOST_REMEMBERED)
         self.stored_bytes = 0
         """Bytes of all known segments, indexed or noted."""
 
@@ -208,18 +210,25 @@ class PrefixIndex:
         """
         table = (self._table_of(keys[0]) if keys else None) or {}
         tick = self._next_tick()
-        entries = list(map(table.get, keys))
+        before = self._matched.longest(keys, self.num_losses)
+        for segment in before.segments:
+            self._by_name[segment.name].last_use = tick
+        rest = keys[len(before) :]
+        entries = list(map(table.get, rest))
         if None in entries:
             del entries[entries.index(None) :]
         found = np.array(entries, np.int64)
         is_stored = found >= 0
-        if len(found) and is_stored[0]:
+        if not len(before) and len(found) and is_stored[0]:
             self._learn_root(int(found[0]))
         if is_stored.all():
-            return PrefixMatch(self._stored(tuple(keys[: len(found)]), found, tick), (), len(found))
-        known = list(zip(keys, is_stored.tolist(), strict=False))
-        stored = self._stored(tuple(key for key, there in known if there), found[is_stored], tick)
-        return PrefixMatch(stored, tuple(key for key, there in known if not there), int(is_stored.argmin()))
+            stored = before.joined(self._stored(tuple(rest[: len(found)]), found, tick))
+            self._matched.remember(before, stored)
+            return PrefixMatch(stored, (), len(stored))
+        known = list(zip(rest, is_stored.tolist(), strict=False))
+        more = self._stored(tuple(key for key, there in known if there), found[is_stored], tick)
+        pending = tuple(key for key, there in known if not there)
+        return PrefixMatch(before.joined(more), pending, len(before) + int(is_stored.argmin()))
 
     def pin(self, segments: Iterable[str]) -> None:
         """Blocks in these segments are being read: none is a victim until as many unpin() as pin()."""

@@ -39,7 +39,8 @@ class SlotPool:
                 f"{num_slots} staging slots wanted, {len(self._free)} of {self.num_slots} free "
                 f"({len(self._quarantined)} quarantined)"
             )
-        slots = [self._free.pop() for _ in range(num_slots)]
+        slots = self._free[-num_slots:][::-1] if num_slots else []
+        del self._free[len(self._free) - num_slots :]
         self._taken.update(slots)
         return slots
 

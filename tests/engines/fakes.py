@@ -289,9 +289,11 @@ class Border:
 
 
 class WatchedDecode:
-    """A decode engine that may refuse to generate; it counts what it is asked."""
+    """A decode engine that may refuse to generate, or claim more HBM; it counts what it is asked."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, kv_tokens: int | None = None) -> None:
+        """`kv_tokens`: what the scheduler is told that its pool holds."""
+        self._kv_tokens = kv_tokens
         self.hand_overs = asyncio.Semaphore(0)
         """Released once for each turn it took over."""
         self.num_asked = 0
@@ -300,6 +302,10 @@ class WatchedDecode:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+    async def kv_tokens(self) -> int:
+        kv_tokens: int = await self._engine.kv_tokens()
+        return kv_tokens if self._kv_tokens is None else self._kv_tokens
 
     async def hand_over(self, turn: HandOver) -> None:
         await self._engine.hand_over(turn)

@@ -63,7 +63,8 @@ def test_a_turn_that_only_fits_scattered_blocks_decodes_the_same_tokens(
         return runners.setdefault(name, WatchedRunner(runner))
 
     def peer(part: Any, name: str) -> Any:
-        return WatchedDecode(part) if name.startswith("decode") else part
+        # The scheduler is to send the newcomer while the pool is full.
+        return WatchedDecode(part, kv_tokens=1000) if name.startswith("decode") else part
 
     async def crowded() -> list[TurnResult]:
         spec = cluster_spec(model_path, tmp_path / "crowded", decode_kv_bytes=18 * BLOCK_BYTES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +162,7 @@ def test_a_full_pool_preempts_the_youngest_and_it_resumes_with_the_same_tokens(t
 
     async def run(num_blocks: int, store: str) -> tuple[list[TurnResult], dict[str, float]]:
         spec = cluster_spec(str(path), tmp_path / store, decode_kv_bytes=num_blocks * block_bytes)
+        spec = replace(spec, scheduler=replace(spec.scheduler, hbm_need="prompt"))
         async with running_cluster(spec) as cluster:
             client = cluster.client_parts().client()
 
