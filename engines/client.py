@@ -19,6 +19,7 @@ from engines.context import Context
 from engines.errors import EngineFailed, RequestRefused, TurnFailed
 from engines.peers import DecodePeer, PrefillPeer, SchedulerPeer
 from engines.types import (
+    NO_HINTS,
     EngineId,
     FinishReason,
     FirstToken,
@@ -30,6 +31,7 @@ from engines.types import (
     PrefillJob,
     RequestId,
     SamplingParams,
+    TurnHints,
     TurnRequest,
     TurnResult,
     Weights,
@@ -48,6 +50,7 @@ class _Turn:
     on_phase: OnPhase
     started_s: float
     deadline_s: float
+    hints: TurnHints
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     logprobs: array[float] = field(default_factory=lambda: array("f"))
     phases: PhaseSeconds = field(default_factory=PhaseSeconds)
@@ -89,15 +92,18 @@ class EngineClient:
         sampling: SamplingParams,
         deadline_s: float,
         on_phase: OnPhase = lambda phase: None,
+        hints: TurnHints = NO_HINTS,
     ) -> TurnResult:
         """Generate after `context`, which stays as it is; `on_phase` hears what the turn now waits for.
+
+        `hints` are for orders of the scheduler that look at more than when a turn came.
 
         Raises EngineError: RequestRefused or PlacementTimeout as they come, TurnFailed when all attempts
         failed or `deadline_s` has passed.
         """
         if not len(context):
             raise RequestRefused(f"{request_id} has an empty context; a turn needs a token to go on from")
-        turn = _Turn(request_id, context, sampling, on_phase, self._clock(), deadline_s)
+        turn = _Turn(request_id, context, sampling, on_phase, self._clock(), deadline_s, hints)
         while True:
             finish_reason = await self._attempt(turn)
             if finish_reason not in (None, FinishReason.PREEMPTED):
@@ -146,6 +152,8 @@ class EngineClient:
             weights_version=self._weights.version,
             deadline_s=min(left_s, self._config.place_deadline_s),
             failed_engines=frozenset(turn.failed_engines),
+            group_id=turn.hints.group_id,
+            remaining_tokens=turn.hints.remaining_tokens,
         )
         placement = await self._scheduler.submit(request)
         turn.phases += placement.waited

@@ -111,6 +111,9 @@ class SchedulerConfig(SchedulingSettings):
     the block is a miss."""
     max_attempts: int
     """Times a turn is tried before its trajectory ends with an engine error."""
+    decision_log: str | None
+    """A file to which the scheduler writes all that its policy is told and decides, a JSON line each, so that
+    it can be decided again; null: none."""
 
     def __post_init__(self) -> None:
         # Not super(): a class with slots is made anew, and super() would look for the one before.

@@ -100,16 +100,16 @@ class Loan:
     """Blocks in the prefill node's DRAM that it uses."""
     settled: set[tuple[NodeId, SlotId]] = field(default_factory=set)
     """Slots whose late reads have settled before anybody said that they were late."""
+    segments: frozenset[str] = field(init=False)
+    """Segments that blocks of the hit are read from."""
+
+    def __post_init__(self) -> None:
+        parts = [part for part in self.placement.read_plan if part.side is not ReadSide.DRAM]
+        self.segments = frozenset().union(*(part.blocks.segment_names() for part in parts))
 
     @property
     def over(self) -> bool:
         return self.finished and not any(self.slots.values())
-
-    @property
-    def segments(self) -> set[str]:
-        """Segments that blocks of the hit are read from."""
-        parts = [part for part in self.placement.read_plan if part.side is not ReadSide.DRAM]
-        return set[str]().union(*(part.blocks.segment_names() for part in parts))
 
     def prefill_slot(self, block: int) -> SlotId | None:
         """Its own slot for the prompt's block `block` on the prefill side, if it has one."""

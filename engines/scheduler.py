@@ -17,8 +17,10 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from engines.config import SchedulerConfig
+from engines.decision_log import open_placement
 from engines.errors import PlacementTimeout, RequestRefused
 from engines.loans import Loan, Loans
 from engines.read_mover import ReadMover
@@ -85,6 +87,7 @@ class Scheduler:
         self._changed = asyncio.Event()
         self._last_fetch_s = -sys.float_info.max
         self._fetch_alarm: asyncio.TimerHandle | None = None
+        self._decisions: BinaryIO | None = None
         self._lost_blocks = 0
         self._buffer_waits = 0
         self._buffer_wait_s = 0.0
@@ -294,7 +297,9 @@ class Scheduler:
             self._placement.check()
 
     async def close(self) -> None:
-        """Let go of the store. Idempotent."""
+        """Let go of the store and the decision log. Idempotent."""
+        if self._decisions is not None:
+            self._decisions.close()
         if self._keeper is not None:
             await self._keeper.close()
 
@@ -492,10 +497,13 @@ class Scheduler:
             read_limit_tokens = self._config.read_queue_limit_tokens(
                 self._snic_bytes_per_s, layout.full_block_bytes / layout.block_tokens
             )
-        placement = ClusterPlacement(
+        if self._config.decision_log is not None:
+            self._decisions = open(self._config.decision_log, "wb")  # noqa: SIM115 - closed by close()
+        placement = open_placement(
             self._config,
             load_limit_tokens=self._load_limit_tokens,
             read_queue_limit_tokens=read_limit_tokens,
+            log=self._decisions,
         )
         reads = ReadPlanner(self._config, placement, layout, self._snic_bytes_per_s)
         mover = ReadMover(self._config, self._loans, reads, self._slot_queue)

@@ -165,6 +165,19 @@ class ReadRange:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnHints:
+    """What a caller knows of a turn's trajectory, for orders that use it."""
+
+    group_id: str = ""
+    """Its trajectory's group, whose turns an order may keep together; "" for none."""
+    remaining_tokens: int | None = None
+    """Tokens its trajectory will still append and generate, this turn's included, where that is known."""
+
+
+NO_HINTS = TurnHints()
+
+
+@dataclass(frozen=True, slots=True)
 class TurnRequest:
     """What the scheduler sees of a turn: never the prompt's token ids."""
 
@@ -180,9 +193,8 @@ class TurnRequest:
     failed_engines: frozenset[EngineId] = frozenset()
     """Engines that failed the turn before; they are taken only if there is no other."""
     group_id: str = ""
-    """Its trajectory's group, whose turns an order may keep together; "" for none."""
     remaining_tokens: int | None = None
-    """Tokens its trajectory will still append and generate, this turn's included, where that is known."""
+    """These two as in TurnHints."""
 
     @property
     def context_tokens(self) -> int:

@@ -50,6 +50,7 @@ def scheduler_config(**changes: Any) -> SchedulerConfig:
         "place_deadline_s": 5.0,
         "pending_deadline_s": 5.0,
         "max_attempts": 1,
+        "decision_log": None,
     }
     return SchedulerConfig(**(asdict(PAPER) | own | changes))
 
