@@ -33,7 +33,7 @@ from engines.types import (
     SlotId,
 )
 from kvstore.block_record import record_bytes
-from kvstore.prefix_index import IndexedBlock
+from kvstore.indexed_blocks import IndexedBlock, IndexedBlocks
 from kvstore.ssd_store import SsdStore
 from kvstore.staging import StagingMemory
 from kvstore.store import BlockLocation, BlockRead, BlockReadResult, BlockWrite, ReadStatus
@@ -112,7 +112,9 @@ class Pair:
 
     def placement(self, num_on_prefill: int) -> Placement:
         """The first blocks on the prefill side; slots 0.. there, 20.. on the decode side."""
-        blocks = tuple(IndexedBlock(key_of(n), location) for n, location in enumerate(self.locations))
+        blocks = IndexedBlocks.of(
+            [IndexedBlock(key_of(n), location) for n, location in enumerate(self.locations)]
+        )
         parts = ((PREFILL, 0, num_on_prefill), (DECODE, num_on_prefill, NUM_BLOCKS))
         return Placement(
             request_id=TURN,
