@@ -27,7 +27,16 @@ from engines.oracle_node import OracleNode
 from engines.persist_reserve import num_reserve_slots, reserve_of
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess, resolve_device
 from engines.scheduler_process import SchedulerProcess
-from engines.types import EngineId, EngineInfo, EngineRole, NodeBytes, NodeId, TokenCounts, Weights
+from engines.types import (
+    ClusterSpeeds,
+    EngineId,
+    EngineInfo,
+    EngineRole,
+    NodeBytes,
+    NodeId,
+    TokenCounts,
+    Weights,
+)
 from kvstore.config import StoreConfig
 from kvstore.layout import BlockLayout
 from kvstore.open_transport import TransportSpec
@@ -187,7 +196,10 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         num_writers=0 if config.oracle else len(nodes),
         prefill_load_limit_tokens=config.prefill_load_limit_tokens,
         weights=spec.weights,
-        snic_bytes_per_s=spec.rates.snic_bytes_per_s,
+        speeds=ClusterSpeeds(
+            spec.rates.snic_bytes_per_s,
+            None if spec.paced is None else spec.paced.step_times.forward_coefficients(),
+        ),
         name="scheduler",
         node=None,
     )

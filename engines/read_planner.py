@@ -97,6 +97,21 @@ class ReadPlanner:
             self._load(pair.decode.node_id, decode, block_bytes),
         )
 
+    def sides(self, pair: EnginePair, block_bytes: int, now_s: float) -> tuple[SideLoad, ...]:
+        """The sides that a plan made now would read on; `alternate` counts as the prefill side."""
+        prefill, decode = self.loads(pair, block_bytes, now_s)
+        if self._config.read_plan == "split":
+            return prefill, decode
+        if self._config.read_plan == "dual":
+            side = read_sides.shorter_side(prefill, decode, self._tie)
+            return (prefill if side is ReadSide.PREFILL else decode,)
+        return (prefill,)
+
+    @property
+    def knows_rates(self) -> bool:
+        """Whether any storage NIC's rate was set or measured."""
+        return any(each.rate is not None for each in self._measured.values())
+
     def begin(self, pair: EnginePair, plan: tuple[ReadRange, ...], now_s: float) -> None:
         """The turn is placed: its nodes will read."""
         tokens = {side: read_plan.num_on(side, plan) * self._layout.block_tokens for side in SIDES}

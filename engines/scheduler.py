@@ -25,14 +25,17 @@ from engines.errors import PlacementTimeout, RequestRefused
 from engines.loans import Loan, Loans
 from engines.read_mover import ReadMover
 from engines.read_planner import ReadPlanner
+from engines.scheduling.admission import blocks_to_load
 from engines.scheduling.cluster_placement import ClusterPlacement
-from engines.scheduling.estimate import PromptWork
+from engines.scheduling.engine_choice import EnginePair
+from engines.scheduling.estimate import PromptWork, TimeEstimate
 from engines.scheduling.queued_turn import QueuedTurn
 from engines.slot_queue import SlotQueue
 from engines.store_keeper import StoreKeeper
 from engines.turn_queue import TurnQueue, WaitingTurn
 from engines.types import (
     AnnouncedBlock,
+    ClusterSpeeds,
     EngineId,
     EngineInfo,
     LostBlock,
@@ -62,20 +65,26 @@ class Scheduler:
         prefill_load_limit_tokens: int,
         weights: Weights,
         dram_bytes: int = 0,
-        snic_bytes_per_s: float | None = None,
+        speeds: ClusterSpeeds | None = None,
         keeper: StoreKeeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`dram_bytes` of each node's memory may keep blocks. Without a `keeper` nothing is evicted.
 
-        `snic_bytes_per_s` is what a node's storage NIC carries; None: unknown, and no read queue counts as
-        long (alpha is infinite).
+        Where `speeds` does not tell what a storage NIC carries no read queue counts as long (alpha is
+        infinite); where it does not tell a forward's time every hit is loaded.
         """
         self._config = config
         self._load_limit_tokens = prefill_load_limit_tokens
         self._weights = weights
         self._dram_bytes = dram_bytes
-        self._snic_bytes_per_s = snic_bytes_per_s
+        self._speeds = speeds or ClusterSpeeds()
+        self._estimate = TimeEstimate(
+            self._speeds.prefill_forward or config.estimate_coefficients,
+            forgetting=config.estimate_forgetting,
+            prior_weight=config.estimate_prior_weight,
+            outlier_factor=config.estimate_outlier_factor,
+        )
         self._keeper = keeper
         self._clock = clock
         self._index = PrefixIndex() if keeper is None else keeper.index
@@ -417,7 +426,7 @@ class Scheduler:
                 prompt_tokens=request.prompt_tokens,
                 hit_tokens=hit_tokens,
                 output_tokens=request.max_output_tokens,
-                estimate_s=work.pairs,
+                estimate_s=self._estimate.predict_s(work),
                 remaining_s=float(request.remaining_tokens or 0),
                 trajectory_group=request.group_id,
                 failed_engines=request.failed_engines,
@@ -430,7 +439,10 @@ class Scheduler:
         assert pair is not None, waiting.request_id
         request, hit = waiting.request, waiting.hit
         prefill_node, decode_node = pair.prefill.node_id, pair.decode.node_id
-        plan = self._reads.plan(pair, hit, self._loans.in_dram(prefill_node, hit.keys), now_s)
+        in_dram = self._loans.in_dram(prefill_node, hit.keys)
+        if self._config.load_only_if_faster and not in_dram:
+            hit = hit[: self._num_worth_loading(waiting, pair, now_s)]
+        plan = self._reads.plan(pair, hit, in_dram, now_s)
         num_decode = -(-request.prompt_tokens // self._block_tokens)
         slots = self._loans.reserve(plan, prefill_node, decode_node, num_decode)
         if slots is None:
@@ -458,6 +470,20 @@ class Scheduler:
         self._queue.leave(request.request_id)
         waiting.answer.set_result(placement)
         return True
+
+    def _num_worth_loading(self, waiting: WaitingTurn, pair: EnginePair, now_s: float) -> int:
+        """Blocks of the hit to load, where both times are known: the others are computed sooner."""
+        hit = waiting.hit
+        if not len(hit) or self._speeds.prefill_forward is None or not self._reads.knows_rates:
+            return len(hit)
+        return blocks_to_load(
+            len(hit),
+            waiting.request.prompt_tokens,
+            self._estimate,
+            self._reads.sides(pair, hit.record_bytes, now_s),
+            block_bytes=hit.record_bytes,
+            block_tokens=self._block_tokens,
+        )
 
     def _leave(self, waiting: WaitingTurn) -> None:
         """It waits no more, wherever it is."""
@@ -493,9 +519,10 @@ class Scheduler:
 
     def _open_cluster(self, layout: BlockLayout) -> _Cluster:
         read_limit_tokens = sys.maxsize
-        if self._snic_bytes_per_s is not None:
+        snic_bytes_per_s = self._speeds.snic_bytes_per_s
+        if snic_bytes_per_s is not None:
             read_limit_tokens = self._config.read_queue_limit_tokens(
-                self._snic_bytes_per_s, layout.full_block_bytes / layout.block_tokens
+                snic_bytes_per_s, layout.full_block_bytes / layout.block_tokens
             )
         if self._config.decision_log is not None:
             self._decisions = open(self._config.decision_log, "wb")  # noqa: SIM115 - closed by close()
@@ -505,7 +532,7 @@ class Scheduler:
             read_queue_limit_tokens=read_limit_tokens,
             log=self._decisions,
         )
-        reads = ReadPlanner(self._config, placement, layout, self._snic_bytes_per_s)
+        reads = ReadPlanner(self._config, placement, layout, snic_bytes_per_s)
         mover = ReadMover(self._config, self._loans, reads, self._slot_queue)
         return _Cluster(layout, placement, reads, mover)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from engines.config import SchedulerConfig
 from engines.scheduler import Scheduler
 from engines.store_keeper import StoreKeeper
-from engines.types import Weights
+from engines.types import ClusterSpeeds, Weights
 from kvstore.config import StoreConfig
 from kvstore.layout import BlockLayout
 from kvstore.open_store import open_owner
@@ -25,18 +25,15 @@ class SchedulerProcess(Scheduler):
         num_writers: int,
         prefill_load_limit_tokens: int,
         weights: Weights,
-        snic_bytes_per_s: float | None,
+        speeds: ClusterSpeeds,
     ) -> None:
-        """`num_writers` nodes of this job write into `directory`; with none, nobody keeps it.
-
-        `snic_bytes_per_s` is what each node's storage NIC carries, if that is known.
-        """
+        """`num_writers` nodes of this job write into `directory`; with none, nobody keeps it."""
         super().__init__(
             config,
             prefill_load_limit_tokens=prefill_load_limit_tokens,
             weights=weights,
             dram_bytes=kvstore.dram_bytes,
-            snic_bytes_per_s=snic_bytes_per_s,
+            speeds=speeds,
             keeper=_keeper(kvstore, Path(directory), num_writers) if num_writers else None,
         )
 

@@ -139,6 +139,16 @@ class Weights:
     weights_id: WeightsId
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterSpeeds:
+    """What is known beforehand of how fast a cluster's parts are. None: nothing."""
+
+    snic_bytes_per_s: float | None = None
+    """Of every node's storage NIC."""
+    prefill_forward: tuple[float, ...] | None = None
+    """Coefficients of a prefill forward's time, in seconds, for the terms of engines.scheduling.estimate."""
+
+
 class ReadSide(StrEnum):
     """Where a block range of a hit comes from."""
 

@@ -18,6 +18,7 @@ from engines.config import ReadPlanName
 from engines.scheduler import Scheduler
 from engines.types import (
     AnnouncedBlock,
+    ClusterSpeeds,
     EngineId,
     EngineInfo,
     EngineRole,
@@ -116,6 +117,7 @@ async def open_bench(
     dram_slots: int = 0,
     read_plan: ReadPlanName = "basic",
     load_limit_tokens: int = LOAD_LIMIT,
+    speeds: ClusterSpeeds | None = None,
     **settings: Any,
 ) -> Bench:
     clock = Clock()
@@ -126,6 +128,7 @@ async def open_bench(
         weights=WEIGHTS,
         dram_bytes=dram_slots * LAYOUT.slot_bytes,
         clock=clock,
+        speeds=speeds,
     )
     bench = Bench(scheduler, clock)
     for node_id, num_slots in SLOTS.items():

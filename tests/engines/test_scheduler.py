@@ -8,7 +8,7 @@ import pytest
 
 from engines.config import ReadPlanName
 from engines.errors import PlacementTimeout, RequestRefused
-from engines.types import LostBlock, Placement, ReadReport, ReadSide, RequestId
+from engines.types import ClusterSpeeds, LostBlock, Placement, ReadReport, ReadSide, RequestId
 from tests.engines.scheduler_bench import (
     DECODE_0,
     DECODE_1,
@@ -742,6 +742,32 @@ def test_a_turn_that_fails_before_its_hand_over_leaves_nothing_in_dram() -> None
         assert (await bench.scheduler.figures())["dram_slots"] == 0
 
     on_a_bench(play, dram_slots=4)
+
+
+@pytest.mark.parametrize(
+    ("token_s", "snic_bytes_per_s", "is_set", "hit_tokens"),
+    [
+        (1e-9, 1e6, True, 0),
+        (1.0, 1e6, True, 12),
+        (1e-9, 1e6, False, 12),
+        (1e-9, None, True, 12),
+        (None, 1e6, True, 12),
+    ],
+)
+def test_a_hit_is_loaded_only_where_that_is_known_to_be_faster_than_computing_it(
+    token_s: float | None, snic_bytes_per_s: float | None, is_set: bool, hit_tokens: int
+) -> None:
+    forward = None if token_s is None else (0.0, token_s, 0.0, 0.0)
+
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 12))
+        placement = await bench.place(turn("t", 14))
+        assert placement.hit_tokens == hit_tokens
+        assert len(placement.prefill_slots) == hit_tokens // 4
+        await bench.end(placement)
+
+    speeds = ClusterSpeeds(snic_bytes_per_s, forward)
+    on_a_bench(play, speeds=speeds, load_only_if_faster=is_set)
 
 
 # Reads on the decode side -----------------------------------------------------------------------
