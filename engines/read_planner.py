@@ -8,6 +8,7 @@ its business.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -38,11 +39,13 @@ class _Reading:
 
 @dataclass(slots=True)
 class _Measured:
-    """A node's totals when it last reported, and its rate; None until it has read anything."""
+    """A node's totals when it last reported that something had arrived, and its rate; None until then."""
 
     read_bytes: int = 0
     busy_s: float = 0.0
     rate: ReadRate | None = None
+    at_most: float = math.inf
+    """Bytes/s that it can carry at most, as nothing has arrived since."""
 
 
 class ReadPlanner:
@@ -163,19 +166,24 @@ class ReadPlanner:
         nbytes, busy_s = report.read_bytes - before.read_bytes, report.busy_s - before.busy_s
         if nbytes < 0 or busy_s < 0:
             return
-        before.read_bytes, before.busy_s = report.read_bytes, report.busy_s
-        if before.rate is None and nbytes and busy_s:
+        if not nbytes:
+            # What is in flight has not arrived in all this time. The time counts when something has.
+            in_flight = min((unread.ahead_bytes for unread in report.unread), default=0)
+            before.at_most = in_flight / busy_s if in_flight and busy_s else math.inf
+            return
+        before.read_bytes, before.busy_s, before.at_most = report.read_bytes, report.busy_s, math.inf
+        if before.rate is None and busy_s:
             before.rate = self._read_rate(nbytes / busy_s)
         elif before.rate is not None:
             before.rate.observe(nbytes, busy_s)
 
     def bytes_per_s(self, node_id: NodeId) -> float:
         """What the node's storage NIC carries, as far as anybody knows."""
-        rate = self._measured[node_id].rate
-        if rate is not None:
-            return rate.bytes_per_s
+        measured = self._measured[node_id]
+        if measured.rate is not None:
+            return min(measured.rate.bytes_per_s, measured.at_most)
         known = [each.rate.bytes_per_s for each in self._measured.values() if each.rate is not None]
-        return sum(known) / len(known) if known else 1.0
+        return min(sum(known) / len(known), measured.at_most) if known else 1.0
 
     def queue_load(self, node_id: NodeId, block_bytes: int) -> SideLoad:
         """All that the node has to read, in blocks of this size, at its rate."""

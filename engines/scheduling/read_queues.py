@@ -96,7 +96,7 @@ class ReadQueues:
             self.give_up(node_id, tokens)
 
     def set_late(self, node_id: NodeId, tokens: int) -> None:
-        """The node still reads so much that nobody waits for any more.
+        """The node still reads so much that nobody waits for any more, and has reported it as failed.
 
         So a turn that lost it is not sent to the same side at once, to lose half of what is left.
         """
@@ -108,7 +108,7 @@ class ReadQueues:
         """The node has finished so many tokens since it was added; a smaller total than before is late."""
         row = self._rows[node_id]
         self._finished[row] = max(self._finished[row], finished_tokens)
-        if not self._open[row] + self._late[row] or self._finished[row] > self._planned[row]:
+        if not self._open[row] or self._finished[row] > self._planned[row]:
             self._planned[row] = self._finished[row]
         self._count(row)
 
@@ -118,9 +118,9 @@ class ReadQueues:
             promised = sum(tokens for other, tokens in self._promises.values() if other == row)
             assert self._promised[row] == promised, node_id
             assert self._open[row] >= 0, node_id
-            unread = min(self._planned[row] - self._finished[row], self._open[row] + self._late[row])
-            assert int(self._tokens[row]) == max(unread, 0) + promised, node_id
+            unread = min(self._planned[row] - self._finished[row], self._open[row])
+            assert int(self._tokens[row]) == max(unread, 0) + self._late[row] + promised, node_id
 
     def _count(self, row: int) -> None:
-        unread = min(self._planned[row] - self._finished[row], self._open[row] + self._late[row])
-        self._tokens[row] = max(unread, 0) + self._promised[row]
+        unread = min(self._planned[row] - self._finished[row], self._open[row])
+        self._tokens[row] = max(unread, 0) + self._late[row] + self._promised[row]
