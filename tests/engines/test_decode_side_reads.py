@@ -95,6 +95,11 @@ def spec_of(
     return spec if transport == "shm" else replace(spec, transport=TCP)
 
 
+def there_first(spec: ClusterSpec) -> ClusterSpec:
+    """Hits are read on the decode side, however fast the nodes have turned out to read."""
+    return replace(spec, scheduler=replace(spec.scheduler, read_plan="dual", read_tie="decode"))
+
+
 TCP = TransportSpec(TransportConfig("tcp", "127.0.0.1"), JobToken.draw())
 
 
@@ -268,7 +273,7 @@ def test_slots_of_a_late_read_on_the_decode_side_are_set_aside_and_come_back_whe
             files.reads.open()
             await until_figure(cluster, "quarantined_slots", 0)
 
-    spec = with_store(spec_of(model_path, tmp_path, "split"), deadline_s=1.0)
+    spec = with_store(there_first(spec_of(model_path, tmp_path, "dual")), deadline_s=1.0)
     done = asyncio.run(talk(spec, Parts(files={"decode-0": files}), stand_still_in_turn_4))
     assert_same(done.turns, basic.turns)
     assert seen[0] > 0
@@ -288,7 +293,7 @@ def test_a_fetch_that_fails_or_brings_a_flipped_bit_costs_an_attempt_and_changes
         if turn == 2:
             transport.flip_read, transport.num_reads_to_fail = fault == "flip", int(fault == "fail")
 
-    done = asyncio.run(talk(spec_of(model_path, tmp_path, "split"), parts, break_turn_3))
+    done = asyncio.run(talk(there_first(spec_of(model_path, tmp_path, "dual")), parts, break_turn_3))
     assert_same(done.turns, basic.turns)
     assert [turn.num_attempts for turn in done.turns] == [2 if i == 3 else 1 for i in range(8)]
     assert not transport.flip_read
@@ -328,7 +333,7 @@ def test_a_decode_node_that_dies_in_the_middle_of_a_relay_costs_an_attempt_and_i
         return mortals.setdefault(name, Mortal(part, name))
 
     async def run() -> tuple[list[TurnResult], dict[str, float], int]:
-        spec = spec_of(model_path, tmp_path, "split", transport, decode_nodes=2)
+        spec = there_first(spec_of(model_path, tmp_path, "dual", transport, decode_nodes=2))
         parts = Parts(
             peer=peer, transport=lambda real, name: relay.around(real) if "prefill" in name else real
         )
@@ -371,7 +376,8 @@ def test_when_the_decode_node_gives_no_answer_to_a_read_its_slots_are_set_aside(
         return mortals.setdefault(name, Mortal(part, name)) if name.startswith("node-decode") else part
 
     async def run() -> dict[str, float]:
-        cluster = await start_cluster(Parts(peer=peer).spawn, spec_of(model_path, tmp_path, "split"))
+        spec = there_first(spec_of(model_path, tmp_path, "dual"))
+        cluster = await start_cluster(Parts(peer=peer).spawn, spec)
         try:
             client = cluster.client_parts().client()
             context = client.open_context()
