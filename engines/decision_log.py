@@ -8,7 +8,7 @@ taken back; a difference says that the policy looked at something else. Paths an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, BinaryIO, cast
 
@@ -33,9 +33,9 @@ class DecisionsDiffer(Exception):
 class _Recorder:
     """A placement whose calls are written down. All else is the placement's own."""
 
-    def __init__(self, placement: ClusterPlacement, write: Callable[[bytes], object]) -> None:
+    def __init__(self, placement: ClusterPlacement, log: BinaryIO) -> None:
         self._placement = placement
-        self._write = write
+        self._log = log
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._placement, name)
@@ -47,7 +47,7 @@ class _Recorder:
             line = {"call": name, "args": [_plain(arg) for arg in args]}
             if name in _ASKED:
                 line["answer"] = _plain(answer)
-            self._write(_line(line))
+            self._log.writelines([_line(line)])
             return answer
 
         self.__dict__[name] = call
@@ -66,8 +66,8 @@ def open_placement(
     placement = ClusterPlacement(settings, **limits)
     if log is None:
         return placement
-    log.write(_line({"settings": settings, **limits}))
-    return cast(ClusterPlacement, _Recorder(placement, log.write))
+    log.writelines([_line({"settings": settings, **limits})])
+    return cast(ClusterPlacement, _Recorder(placement, log))
 
 
 def replay(lines: Iterable[bytes]) -> int:

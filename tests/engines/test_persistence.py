@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def test_a_crowded_pool_is_no_dead_end_and_no_token_depends_on_packs(
     # Six turns of 8 blocks in a pool of 12: all but one are preempted, most of them more than once.
     async def run(directory: Path, pool_blocks: int) -> list[list[int]]:
         spec = packed(model_path, directory, pack_blocks, decode_kv_bytes=pool_blocks * BLOCK_BYTES)
+        spec = replace(spec, scheduler=replace(spec.scheduler, hbm_need="prompt"))
         async with running_cluster(spec) as cluster:
             client = cluster.client_parts().client()
             turns = [generate(client, f"t{i}", random_ids(12, seed=i), 50) for i in range(6)]
