@@ -139,6 +139,12 @@ class EngineCluster:
         figures = await asyncio.gather(*(engine.figures() for engine in self.prefill_engines.values()))
         return dict(zip(self.prefill_engines, figures, strict=True))
 
+    async def failures(self) -> dict[EngineId, str]:
+        """What ended engines whose processes still answer."""
+        by_id = self.prefill_engines | self.decode_engines
+        found = await asyncio.gather(*(e.failure() for e in by_id.values()), return_exceptions=True)
+        return {i: told for i, told in zip(by_id, found, strict=True) if isinstance(told, str)}
+
     async def token_counts(self) -> dict[EngineId, TokenCounts]:
         """Tokens every engine computed since the start, by kind."""
         by_id = self.prefill_engines | self.decode_engines

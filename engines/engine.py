@@ -104,6 +104,10 @@ class Engine(ABC):
     async def counts(self) -> TokenCounts:
         return self._runner.counts
 
+    async def failure(self) -> str | None:
+        """What ended the engine's loop; None while it runs."""
+        return self._loop.failure
+
     async def forwards(self) -> tuple[Forward, ...]:
         """The last steps of a runner that models its times."""
         return self._runner.forwards

@@ -32,6 +32,11 @@ class EngineLoop:
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    @property
+    def failure(self) -> str | None:
+        """What ended it; None while it runs."""
+        return self._failure
+
     def start(self) -> None:
         self._thread.start()
 

@@ -9,19 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from engines.cluster_config import ClusterConfig
 from engines.node_reads import NodeReads, ReadRules
 from engines.peers import SchedulerPeer
 from engines.snic_windows import SnicWindows
-from engines.types import BlockLoad, BlockPersist, LoadId, NodeBytes, NodeId, ReadAnswer, ReadSide, RequestId
+from engines.types import (
+    AnnouncedBlock,
+    BlockLoad,
+    BlockPersist,
+    LoadId,
+    NodeBytes,
+    NodeId,
+    ReadAnswer,
+    ReadSide,
+    RequestId,
+)
+from kvstore.checksum import layer_checksums
 from kvstore.config import StoreConfig
-from kvstore.keys import WeightsId
+from kvstore.keys import BlockKey, WeightsId
 from kvstore.layout import BlockLayout
 from kvstore.limiter import LimiterHandle, NodeLimiter
 from kvstore.open_store import open_store
@@ -37,6 +52,7 @@ from kvstore.transport import RegionHandle
 
 BAD_STATUSES = tuple(status for status in ReadStatus if status is not ReadStatus.OK)
 _PARALLEL_WRITES = 4
+_PUT_AT_ONCE = 64
 A = TypeVar("A")
 R = TypeVar("R")
 
@@ -60,6 +76,14 @@ class NodeNics:
             num_cnics=self.num_cnics,
             traffic_classes=self.rates.traffic_classes,
         )
+
+
+class MadeBlocks(Protocol):
+    """Blocks that are made where they are stored; picklable."""
+
+    def blocks(self) -> Iterator[tuple[BlockKey, BlockKey, npt.NDArray[np.uint8]]]:
+        """Parent key, key and bytes of each Full Block, in order."""
+        ...
 
 
 class NodeAgent:
@@ -87,12 +111,14 @@ class NodeAgent:
         self._server = server or SharedMemoryServer()
         self._region = self._server.register(staging)
         self._windows = SnicWindows()
+        self._scheduler: SchedulerPeer
         self._reads = NodeReads(node_id, self._store, staging, rules, self._windows)
         self._threads = ThreadPoolExecutor(_PARALLEL_WRITES, thread_name_prefix=f"{node_id}-io")
         self._written_bytes = 0
 
     async def connect(self, scheduler: SchedulerPeer) -> None:
         """Join the cluster: `scheduler` hears how far the reads are, and of slots whose late reads ended."""
+        self._scheduler = scheduler
         self._reads.connect(scheduler)
 
     async def handle(self) -> StagingHandle:
@@ -140,6 +166,28 @@ class NodeAgent:
         self._written_bytes += num_stored * self._layout.full_block_bytes
         self._windows.add(time.time(), written_bytes=num_stored * self._layout.full_block_bytes)
         return tuple(locations)
+
+    async def put(self, made: MadeBlocks, weights_id: WeightsId) -> int:
+        """Store and announce blocks that no engine computed; how many there now are.
+
+        They cost the storage NIC nothing: what a run finds in the store is there before it begins.
+        """
+        num_stored = 0
+        blocks = made.blocks()
+        while batch := await asyncio.to_thread(lambda: list(islice(blocks, _PUT_AT_ONCE))):
+            writes = [
+                BlockWrite(key, parent, weights_id, data, layer_checksums(self._layout, data))
+                for parent, key, data in batch
+            ]
+            locations = await self._in_thread(self._store.store.write, writes, self._io_deadline_s)
+            stored = [
+                AnnouncedBlock(write.key, write.parent, location)
+                for write, location in zip(writes, locations, strict=True)
+                if location is not None
+            ]
+            await self._scheduler.announce(stored, (), weights_id)
+            num_stored += len(stored)
+        return num_stored
 
     async def moved(self) -> NodeBytes:
         return NodeBytes(

@@ -530,3 +530,5 @@ class TokenCounts:
     """Outputs sampled from a prompt's last position."""
     decode: int = 0
     """Outputs sampled in the continuous batch."""
+    verified: int = 0
+    """Tokens whose KV a paced runner checked, every byte of every layer."""

@@ -20,20 +20,25 @@ from typing import Any
 import numpy as np
 
 from engines.cluster import ClusterSpec, EngineCluster, gpu_engines_by_node, start_cluster
+from engines.model.kv_pattern import VOCABULARY
 from engines.model.load import ModelFolder, inspect_model
+from engines.model.paced_history import PacedHistory
+from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
-from engines.types import Weights
+from engines.types import EngineId, Weights
 from kvstore.job_token import JobToken
-from kvstore.keys import WeightsId, weights_id_after_update, weights_id_of_files
+from kvstore.keys import WeightsId, chain_root, weights_id_after_update, weights_id_of_files
 from kvstore.open_transport import TransportSpec
 from rollout.actors import RayCluster
 from rollout.agent_run import Sample
 from rollout.config import RunConfig
 from rollout.controller import Controller, Running
+from rollout.errors import RolloutError
 from rollout.limits import Limits
 from rollout.metrics import KVBytes
 from rollout.replay import effective_rates, paced_spec
 from rollout.replay_task import ReplayTask
+from rollout.replay_tokens import TokenSource
 from rollout.tasks import Task
 from rollout.types import Trajectory
 from rollout.worker import AgentWorker, WorkerSpec
@@ -117,22 +122,17 @@ class AsyncRolloutBackend:
     # -- rollouts ------------------------------------------------------------------------------------
 
     async def prepare(self, tasks: Sequence[ReplayTask]) -> int:
-        """Have the KV of the tasks' histories stored; the tokens that were computed for it.
+        """Have the KV of the tasks' histories in the store, untimed; the tokens of it.
 
-        Raises EngineError if one of them cannot be.
+        Paced engines' KV is written as they would write it; a model computes its own. Raises EngineError, or
+        RolloutError if the store does not take it.
         """
-        gate = asyncio.Semaphore(_PREPARED_AT_ONCE)
-
-        async def prepare(worker: Any, task: ReplayTask) -> int:
-            async with gate:
-                return int(await worker.prepare(task))
-
-        workers = itertools.cycle(self._workers)
-        computed = await asyncio.gather(
-            *(prepare(worker, task) for worker, task in zip(workers, tasks, strict=False))
-        )
+        with_history = [task for task in tasks if task.session.history]
+        paced = paced_spec(self._config)
+        prepare = self._compute_histories(with_history) if paced is None else self._put(with_history, paced)
+        num_tokens = await prepare
         await self.settled()
-        return sum(computed)
+        return num_tokens
 
     async def generate(self, tasks: Sequence[AnyTask]) -> list[Trajectory]:
         """Play each task `task.group_size` times; trajectories in the order of tasks and samples."""
@@ -267,7 +267,57 @@ class AsyncRolloutBackend:
             figures |= {f"engines/{engine_id}/{k}": v for k, v in batches.items()}
         return figures
 
+    async def failures(self) -> Mapping[EngineId, str]:
+        """What ended engines that no longer work."""
+        return await self._cluster.failures()
+
+    async def verified_bytes(self) -> int:
+        """KV bytes that paced engines found as they were written."""
+        counts, layout = (await self._cluster.token_counts()).values(), self._cluster.layout
+        return sum(each.verified for each in counts) * layout.token_bytes * layout.num_layers
+
     # -- inside --------------------------------------------------------------------------------------
+
+    async def _compute_histories(self, tasks: Sequence[ReplayTask]) -> int:
+        gate = asyncio.Semaphore(_PREPARED_AT_ONCE)
+
+        async def prepare(worker: Any, task: ReplayTask) -> int:
+            async with gate:
+                return int(await worker.prepare(task))
+
+        workers = itertools.cycle(self._workers)
+        computed = await asyncio.gather(
+            *(prepare(worker, task) for worker, task in zip(workers, tasks, strict=False))
+        )
+        return sum(computed)
+
+    async def _put(self, tasks: Sequence[ReplayTask], paced: PacedSpec) -> int:
+        """Each node writes the histories of some of the tasks."""
+        tokens, layout, weights = TokenSource(range(VOCABULARY)), self._cluster.layout, self._cluster.weights
+        root = chain_root(weights.weights_id, layout.format)
+
+        async def put(node: Any, histories: Sequence[ReplayTask]) -> int:
+            num_blocks = 0
+            for task in histories:
+                ids = tokens.spell(task.session.history)
+                made = PacedHistory(paced, ids, root, layout.block_tokens)
+                stored, wanted = (
+                    int(await node.put(made, weights.weights_id)),
+                    len(ids) // layout.block_tokens,
+                )
+                if stored < wanted:
+                    raise RolloutError(
+                        f"the store took {stored} of {wanted} blocks of the history of {task.task_id}; "
+                        "make room at kvstore.path or lower num_agents"
+                    )
+                num_blocks += stored
+            return num_blocks
+
+        nodes = list(self._cluster.nodes.values())
+        blocks = await asyncio.gather(
+            *(put(node, tasks[index :: len(nodes)]) for index, node in enumerate(nodes))
+        )
+        return sum(blocks) * layout.block_tokens
 
     def _samples(self, tasks: Sequence[AnyTask]) -> list[Sample]:
         self._num_calls += 1

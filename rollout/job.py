@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from engines.errors import EngineError
+from engines.errors import EngineError, KVDamaged
 from kvstore.errors import KvStoreError
 from rollout import __version__
 from rollout.actors import RayCluster
@@ -34,7 +34,7 @@ from rollout.metrics import StepSummary, series, summarise_job, summarise_step
 from rollout.monitor import Monitor
 from rollout.progress import Progress, SlowestNow, StepState
 from rollout.records import TrajectoryWriter
-from rollout.replay import ReplayPlan, max_context_tokens, plan_replay
+from rollout.replay import ReplayPlan, max_context_tokens, paced_spec, plan_replay
 from rollout.report import print_report
 from rollout.run_dir import RunDir
 from rollout.snic_meter import SnicMeter
@@ -200,9 +200,19 @@ async def _run_replay(desk: _Desk, backend: AsyncRolloutBackend, plan: ReplayPla
     with TrajectoryWriter(desk.run_dir.trajectories) as writer:
         async with SnicMeter(lambda: _snic_bytes(backend)) as meter:
             await _rollout(desk, backend, 0, plan.tasks, writer)
+    await _refuse_wrong_bytes(backend)
+    if paced_spec(desk.config) is not None:
+        desk.replay_figures["verified_bytes"] = await backend.verified_bytes()
     desk.replay_figures["cpu_use"] = read_cpu().use_since(before)
     desk.replay_figures["snic"] = meter.figures()
     desk.replay_figures["slo"] = plan.slo(desk.steps[-1].figures())
+
+
+async def _refuse_wrong_bytes(backend: AsyncRolloutBackend) -> None:
+    """A turn that met a wrong byte was served again elsewhere; the run is worth nothing all the same."""
+    for engine_id, told in (await backend.failures()).items():
+        if KVDamaged.__name__ in told:
+            raise RolloutError(f"{engine_id} found a wrong byte of KV, so this replay proves nothing: {told}")
 
 
 async def _snic_bytes(backend: AsyncRolloutBackend) -> tuple[int, ...]:

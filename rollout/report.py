@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.run_dir import RunDir
-from rollout.summary import Distribution, JobSummary, Slowest, StepFigures
+from rollout.summary import Distribution, JobSummary, ReplayFigures, Slowest, StepFigures
 
 PLAIN_COLUMNS = 100
 MOST_STEPS = 4
@@ -58,6 +58,7 @@ def print_report(summary: JobSummary, run_dir: RunDir, stream: TextIO | None = N
         _headline(summary),
         _breakdown(summary, bar),
         *_abreast(console.width, _latencies(summary), _tokens(summary), _kv(summary)),
+        *([] if summary["replay"] is None else [_replay(summary["replay"])]),
         _steps(summary["steps"]),
         _files(run_dir),
     ]
@@ -131,6 +132,34 @@ def _kv(summary: JobSummary) -> Table:
     table.add_row("read from DRAM", filesize.decimal(kv["read_bytes"]["dram"]))
     table.add_row("written", filesize.decimal(kv["written_bytes"]))
     table.add_row("busiest SNIC over mean", _number(kv["snic_max_over_avg"]))
+    return table
+
+
+def _replay(replay: ReplayFigures) -> Table:
+    """What was replayed, and how much of the machine it took."""
+    table = _table("replay", "", left=(0,))
+    table.add_row("agents, of sessions", f"{replay['agents']:,} of {replay['sessions']:,}")
+    if replay["setting"] is not None:
+        table.add_row("setting, model", f"{replay['setting']}, {replay['model_profile']}")
+        table.add_row(
+            "scale, time scale", f"{replay['effective_scale']:.4g}, {_number(replay['time_scale'])}"
+        )
+    rate = replay["rates"]["snic_bytes_per_s"]
+    table.add_row("a storage NIC", "not limited" if rate is None else f"{filesize.decimal(int(rate))}/s")
+    if "snic" in replay:
+        table.add_row("busiest SNIC over mean, by second", _number(replay["snic"]["max_over_avg"]))
+    if "verified_bytes" in replay:
+        table.add_row("KV verified", filesize.decimal(replay["verified_bytes"]))
+    oracle_s = replay["oracle_s_estimated"]
+    if oracle_s is not None:
+        table.add_row("JCT cannot be below about", _seconds(oracle_s))
+    if "slo" in replay and replay["slo"]["met"] is not None:
+        limits = (
+            f"TTFT {_seconds(replay['slo']['ttft_limit_s'])}, TPOT {_seconds(replay['slo']['tpot_limit_s'])}"
+        )
+        table.add_row(f"within {limits}", "yes" if replay["slo"]["met"] else "no")
+    if "cpu_use" in replay:
+        table.add_row("CPU used, of all cores", f"{replay['cpu_use']:.0%}")
     return table
 
 

@@ -129,6 +129,7 @@ class PacedRunner:
             )
         )
         self.counts.prompt += work.new_tokens
+        self.counts.verified += sum(row.hit_tokens for row in rows) if self._verify else 0
         return self._logits(np.array([prompt.last for prompt in prompts], np.uint64))
 
     def new_buffer(self, shape: BatchShape) -> Tensor:
@@ -217,6 +218,7 @@ class PacedRunner:
         for layer, pool in enumerate(self._pool):
             np.take(pool, table, axis=0, out=gathered, mode="clip")
             check.check(gathered.reshape(-1, self._pattern.num_words)[: row.position], layer)
+        self.counts.verified += row.position
 
     # -- both ----------------------------------------------------------------------------------------
 

@@ -70,6 +70,19 @@ def test_paced_engines_replay_a_window_whose_past_is_in_the_store(tmp_path: Path
     (turn,) = played["a"].turns
     assert (turn.prompt_tokens, turn.hit_tokens, turn.output_tokens) == (270, 208, 17)
     assert summary["kv"]["read_bytes"]["prefill_side"] > 0
+    assert summary["replay"]["verified_bytes"] > summary["tokens"]["hit"] * 61 * 8
+
+
+def test_agents_that_arrive_by_a_poisson_process_are_told_whether_they_were_served_in_time(
+    tmp_path: Path,
+) -> None:
+    done = replay(tmp_path, "num_agents=3", "time_scale=20", "arrivals=poisson", "agents_per_s=0.1")
+    summary = summary_of(done, tmp_path)
+    assert summary["outcomes"]["completed"] == 3
+    assert summary["replay"]["slo"]["tpot_limit_s"] == 0.05 / 20
+    started = [t.started_s for t in read_trajectories(tmp_path / "run" / "trajectories.parquet", 0)]
+    assert len(set(started)) == 3
+    assert max(started) > 0.05
 
 
 def test_a_malformed_trace_costs_one_line_before_anything_starts(tmp_path: Path) -> None:
