@@ -1,29 +1,34 @@
 """A decode engine: a continuous batch over a paged KV pool.
 
 It never computes a prompt. A turn arrives with its prompt assembled in the node's staging memory; it is
-verified, admitted when enough pool blocks are free, copied in, and decoded with whatever else is running.
+verified, admitted when enough pool blocks are free, copied in beside the steps of what runs, and then decoded
+with it.
 When the pool runs out the youngest turn is preempted: its full blocks are stored, so its client sends it
 round again and it goes on with the same tokens.
 
-Two files share the work: this one owns turns and batches, engines.persistence writes full blocks to the
-store beside decoding. The engine loop alone touches the pool; everything else runs on the event loop.
+Three files share the work: this one owns turns and batches, engines.persistence writes full blocks to the
+store beside decoding, engines.copier moves what goes into the pool or out of it. The engine loop alone says
+which block of the pool is whose; no step touches a block that a copy fills. Everything else runs on the event
+loop.
 
-    waiting --admit--> running --stop--> done
-                          `----preempt---> done (PREEMPTED)
+    waiting --admit--> copying ----> copied --join--> running --stop--> done
+                          `--abort--> done               `----preempt---> done (PREEMPTED)
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from array import array
 from collections import deque
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
 from engines.block_pool import BlockPool
+from engines.copier import Copier
 from engines.engine import Engine, EngineParts
 from engines.errors import EngineFailed
 from engines.model.runner import DecodeRow
@@ -50,7 +55,7 @@ from kvstore.staging import StagingHandle
 _NAP_S = 0.001
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Running:
     """A turn on this engine. KV of tokens [0, position) is in the pool or the staging slots."""
 
@@ -64,6 +69,10 @@ class _Running:
     token_ids: array[int]
     logprobs: array[float]
     table: list[BlockId] = field(default_factory=list)
+    aborted: bool = False
+    """While its prompt was being copied."""
+    settled: Future[None] = field(default_factory=Future)
+    """Done when its prompt's copy has ended."""
     admitted_s: float = 0.0
     copied_s: float = 0.0
     second_s: float | None = None
@@ -86,7 +95,12 @@ class DecodeEngine(Engine):
         self._pool = BlockPool(max(1, config.decode_kv_bytes // self._layout.full_block_bytes))
         self._kv: Tensor = runner.make_pool(self._pool.num_blocks)
         self._waiting: deque[_Running] = deque()
+        self._copying: dict[RequestId, tuple[_Running, Future[None]]] = {}
+        self._copied: list[_Running] = []
+        """Turns that decode from the next step on; an idle engine waits for the rest of their burst."""
         self._running: list[_Running] = []
+        self._lacks_blocks = False
+        """Whether a running turn waits for a block of the pool: then nobody else gets one."""
         self._results: dict[RequestId, asyncio.Future[GenerateResult]] = {}
         self._num_arriving = 0
         self._num_preempted = 0
@@ -100,15 +114,22 @@ class DecodeEngine(Engine):
     ) -> None:
         """Join the cluster and begin to serve. `reserve` is this engine's own, for persisting."""
         self._map(staging)
+        self._copier = self._open_copier("copy-in")
         self._persistence = Persistence(
             self._traffic,
             node,
             scheduler,
             reserve,
+            self._open_copier("copy-out"),
             run_on_loop=self._loop.post,
             deadline_s=self._config.step_deadline_s,
         )
         self._loop.start()
+
+    def _open_copier(self, name: str) -> Copier:
+        copier = Copier(f"{self._engine_id}-{name}", self._runner.device, self._loop.post)
+        self._open.callback(copier.close)
+        return copier
 
     async def kv_tokens(self) -> int:
         """Tokens the paged pool holds."""
@@ -148,9 +169,12 @@ class DecodeEngine(Engine):
                 self._results.pop(request_id, None)
 
     async def abort(self, request_id: RequestId) -> None:
-        """End a turn; returns when no step and no write touches its slots any more."""
-        await self._loop.call(lambda: self._mark_aborted(request_id), self._config.step_deadline_s)
-        await self._persistence.settled(request_id, self._config.step_deadline_s)
+        """End a turn; returns when no step, no copy and no write touches its slots any more."""
+        deadline_s = self._config.step_deadline_s
+        copying = await self._loop.call(lambda: self._mark_aborted(request_id), deadline_s)
+        await asyncio.gather(
+            self._copy_ended(request_id, copying), self._persistence.settled(request_id, deadline_s)
+        )
         result = self._results.pop(request_id, None)
         if result is not None and not result.done():
             result.cancel()
@@ -159,7 +183,7 @@ class DecodeEngine(Engine):
         """What the engine holds right now, for metrics."""
         return {
             "running": len(self._running),
-            "waiting": len(self._waiting),
+            "waiting": len(self._waiting) + len(self._copying) + len(self._copied),
             "free_blocks": self._pool.num_free,
             "preempted": self._num_preempted,
         }
@@ -197,6 +221,14 @@ class DecodeEngine(Engine):
         running.stop.push(turn.first_token)
         return running
 
+    async def _copy_ended(self, request_id: RequestId, copying: Future[None] | None) -> None:
+        if copying is None:
+            return
+        deadline_s = self._config.step_deadline_s
+        _, unfinished = await asyncio.wait([asyncio.wrap_future(copying)], timeout=deadline_s)
+        if unfinished:
+            raise EngineFailed(f"{self._engine_id} still copies {request_id} in after {deadline_s} s")
+
     def _finish(self, running: _Running, reason: FinishReason, ended_s: float) -> None:
         """On the event loop: answer once the index expects every block this turn will have stored."""
         admitted_s = running.admitted_s or ended_s
@@ -225,33 +257,40 @@ class DecodeEngine(Engine):
 
     def _step(self) -> bool:
         self._pool.give_back(self._persistence.copy_out(self._kv))
+        self._admit()
         if self._more_may_come():
             time.sleep(_NAP_S)
             return True
-        self._admit()
+        self._running += self._copied
+        self._copied = []
         ready = self._grow()
         for batch in self._batches(ready):
             self._decode(batch)
         return bool(ready) or self._persistence.copying
 
     def _more_may_come(self) -> bool:
-        """Whether turns are arriving one after another that should start together.
+        """Whether turns are coming one after another that should start together.
 
-        Turns that run already wait only for those that are here but for their verification.
+        Turns that run already wait for nobody.
         """
-        if not self._waiting:
+        if self._running or not self._copied:
             return False
         now_s = time.monotonic()
         return more_may_come(
-            since_first_s=now_s - self._waiting[0].arrived_s,
-            since_last_s=math.inf if self._running else now_s - self._waiting[-1].arrived_s,
-            num_on_their_way=self._num_arriving,
+            since_first_s=now_s - self._copied[0].copied_s,
+            since_last_s=now_s - self._copied[-1].copied_s,
+            num_on_their_way=self._num_arriving + len(self._copying),
             linger_s=self._config.burst_linger_s,
         )
 
     def _admit(self) -> None:
-        """From the head of the queue, for as long as prompt and one more token fit."""
-        while self._waiting and len(self._running) < self._config.decode_max_requests:
+        """From the head of the queue, for as long as prompt and one more token fit; their copies begin."""
+        while self._waiting and not self._lacks_blocks:
+            if (
+                len(self._copying) + len(self._copied) + len(self._running)
+                >= self._config.decode_max_requests
+            ):
+                return
             running = self._waiting[0]
             table = self._pool.take(self._layout.num_blocks(running.position + 1))
             if table is None:
@@ -259,29 +298,36 @@ class DecodeEngine(Engine):
             self._waiting.popleft()
             running.table = table
             running.admitted_s = time.monotonic()
-            self._copy_in(running)
-            self._running.append(running)
+            copy = self._copier.copy(partial(self._copy_in, running), partial(self._end_copy, running))
+            self._copying[running.request_id] = (running, copy)
 
-    def _copy_in(self, running: _Running) -> None:
-        slots = running.turn.placement.decode_slots
-        self._traffic.load_blocks(self._kv, running.table[: len(slots)], slots)
-        self._traffic.wait_for_copies()
+    def _end_copy(self, running: _Running, copy: Future[None]) -> None:
+        """The prompt lies in the pool, or its turn was aborted before; an engine that cannot copy fails."""
+        if not copy.cancelled():
+            copy.result()
         running.copied_s = time.monotonic()
-        request_id = running.request_id
-        self._events.call_soon_threadsafe(self._persistence.prompt_copied, request_id)
+        self._events.call_soon_threadsafe(self._persistence.prompt_copied, running.request_id)
+        del self._copying[running.request_id]
+        self._copied.append(running)
+        if running.aborted:
+            self._end(running, FinishReason.ABORTED)
+        running.settled.set_result(None)
 
     def _grow(self) -> list[_Running]:
         """Give every running turn a block for its next token; return those that have one.
 
         While there is none the youngest turn is preempted, unless blocks of ended turns come back by
-        themselves as soon as they are stored.
+        themselves as soon as they are stored, or turns that are younger still are being copied in: they
+        come first, once they can.
         """
+        self._lacks_blocks = False
         for running in list(self._running):
             while running in self._running and not self._has_room(running):
                 taken = self._pool.take(1)
                 if taken is not None:
                     running.table.extend(taken)
-                elif self._persistence.blocks_coming_back:
+                elif self._persistence.blocks_coming_back or self._copying:
+                    self._lacks_blocks = True
                     break
                 else:
                     self._num_preempted += 1
@@ -336,20 +382,33 @@ class DecodeEngine(Engine):
         running.parent, running.tail_ids = key, array("i")
 
     def _end(self, running: _Running, reason: FinishReason) -> None:
-        self._running.remove(running)
+        (self._running if running in self._running else self._copied).remove(running)
         busy = self._persistence.blocks_being_stored(running.request_id)
         self._pool.give_back([block for block in running.table if block not in busy])
         self._persistence.free_when_stored(running.request_id)
         self._events.call_soon_threadsafe(self._finish, running, reason, time.monotonic())
 
-    def _mark_aborted(self, request_id: RequestId) -> None:
+    def _mark_aborted(self, request_id: RequestId) -> Future[None] | None:
+        """End the turn, or have it end with its prompt's copy: then the future is done."""
         for running in list(self._waiting):
             if running.request_id == request_id:
                 self._waiting.remove(running)
                 self._events.call_soon_threadsafe(self._persistence.prompt_copied, request_id)
-        for running in list(self._running):
+        for running in [*self._copied, *self._running]:
             if running.request_id == request_id:
                 self._end(running, FinishReason.ABORTED)
+        if request_id not in self._copying:
+            return None
+        running, copy = self._copying[request_id]
+        running.aborted = True
+        copy.cancel()
+        return running.settled
+
+    # -- on the copier's thread ----------------------------------------------------------------------
+
+    def _copy_in(self, running: _Running) -> None:
+        slots = running.turn.placement.decode_slots
+        self._traffic.load_blocks(self._kv, running.table[: len(slots)], slots)
 
     def _fail_all(self, failure: str) -> None:
         self._failure = failure

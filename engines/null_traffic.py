@@ -18,5 +18,5 @@ class NullTraffic(TrafficManager):
     def load_blocks(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
         pass
 
-    def store_block(self, source: Tensor, slot: int) -> None:
+    def store_blocks(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
         pass

@@ -4,11 +4,12 @@
                        when it is written and copied into the pool
     generated blocks   pool block -> one of the engine's reserve slots -> store
 
-Where blocks are small, consecutive generated blocks of a turn leave together, in packs: a pack goes when it
-is full, or when its turn ends for whatever reason. Blocks wait in the pool, where a running turn has them
-anyway, so waiting takes room from nobody. A pack is at most half of the reserve, so one is filled while
-another is written. Blocks that are stored already, as the same tokens were computed before, are not written
-again.
+The engine loop says what leaves; a Copier moves it beside the steps, and a block keeps its place in the pool
+until it is copied. Where blocks are small, consecutive generated blocks of a turn leave together, in packs: a
+pack goes when it is full, or when its turn ends for whatever reason. Blocks wait in the pool, where a running
+turn has them anyway, so waiting takes room from nobody. A pack is at most half of the reserve, so one is
+filled while another is written. Blocks that are stored already, as the same tokens were computed before, are
+not written again.
 
 A block is expected in the index before the turn it belongs to is answered, so the agent's next turn finds it
 (read-your-writes); it is announced when it is written. A block that could not be stored is cancelled.
@@ -23,10 +24,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 from torch import Tensor
 
+from engines.copier import Copier
 from engines.errors import EngineFailed
 from engines.peers import NodePeer, SchedulerPeer
 from engines.persist_reserve import PersistReserve
@@ -82,6 +85,7 @@ class Persistence:
         node: NodePeer,
         scheduler: SchedulerPeer,
         reserve: PersistReserve,
+        copier: Copier,
         *,
         run_on_loop: Callable[[Message], None],
         deadline_s: float,
@@ -89,6 +93,7 @@ class Persistence:
         self._traffic = traffic
         self._node = node
         self._scheduler = scheduler
+        self._copier = copier
         self._run_on_loop = run_on_loop
         self._deadline_s = deadline_s
         self._events = asyncio.get_running_loop()
@@ -106,8 +111,10 @@ class Persistence:
         """Packs of which the scheduler is asked what is stored already."""
         self._leaving: deque[_Pack] = deque()
         """Packs that go as soon as there are slots for them."""
-        self._needless: list[_OutgoingBlock] = []
-        """Blocks that need not be written, and have not been given back yet."""
+        self._copying: list[_Pack] = []
+        """Packs that are on their way from the pool to reserve slots."""
+        self._gone: list[_OutgoingBlock] = []
+        """Blocks that are copied out or need not be, and have not been given back yet."""
         self._ended: set[RequestId] = set()
 
     # -- event loop ----------------------------------------------------------------------------------
@@ -161,8 +168,8 @@ class Persistence:
 
     @property
     def copying(self) -> bool:
-        """Whether blocks could be copied out, or given back, right now."""
-        return bool(self._needless or (self._leaving and len(self._leaving[0]) <= len(self._reserve)))
+        """Whether copies could begin, or blocks be given back, right now."""
+        return bool(self._gone or (self._leaving and len(self._leaving[0]) <= len(self._reserve)))
 
     def add_block(self, turn: HandOver, key: BlockKey, parent: BlockKey, block: BlockId) -> None:
         """A pool block is full: it stays taken until its pack is copied out."""
@@ -178,18 +185,16 @@ class Persistence:
         return bool(self._ended)
 
     def copy_out(self, pool: Tensor) -> list[BlockId]:
-        """Copy packs from the pool [layers, blocks, ...] into reserve slots while there are enough.
+        """Begin to copy packs from the pool [layers, blocks, ...] into reserve slots while there are enough.
 
-        Returns the blocks of ended turns this freed.
+        Returns the blocks of ended turns that have become free.
         """
-        gone, self._needless = self._needless, []
         while self._leaving and len(self._leaving[0]) <= len(self._reserve):
             pack = self._leaving.popleft()
             slots = [self._reserve.popleft() for _ in pack]
-            for outgoing, slot in zip(pack, slots, strict=True):
-                self._traffic.store_block(pool[:, outgoing.block], slot)
-            self._events.call_soon_threadsafe(self._write_generated, pack, slots)
-            gone += pack
+            self._copying.append(pack)
+            self._copier.copy(partial(self._copy, pool, pack, slots), partial(self._copied, pack))
+        gone, self._gone = self._gone, []
         freed = [outgoing.block for outgoing in gone if outgoing.request_id in self._ended]
         self._ended &= {outgoing.request_id for outgoing in self._outgoing()}
         return freed
@@ -214,14 +219,31 @@ class Persistence:
 
     def _leave(self, pack: _Pack, stored: Collection[BlockKey]) -> None:
         self._asking.remove(pack)
-        self._needless += [outgoing for outgoing in pack if outgoing.key in stored]
+        self._gone += [outgoing for outgoing in pack if outgoing.key in stored]
         unstored = [outgoing for outgoing in pack if outgoing.key not in stored]
         if unstored:
             self._leaving.append(unstored)
 
     def _outgoing(self) -> Iterator[_OutgoingBlock]:
         """Every block that keeps its place in the pool for being stored."""
-        return chain(self._needless, *self._filling.values(), *self._asking, *self._leaving)
+        return chain(self._gone, *self._filling.values(), *self._asking, *self._leaving, *self._copying)
+
+    def _copied(self, pack: _Pack, done: Future[list[BlockPersist]]) -> None:
+        """The pack lies in its slots, or its copy has failed: then so does the engine."""
+        blocks = done.result()
+        self._copying.remove(pack)
+        self._gone += pack
+        self._events.call_soon_threadsafe(self._write_generated, pack, blocks)
+
+    # -- on the copier's thread ----------------------------------------------------------------------
+
+    def _copy(self, pool: Tensor, pack: _Pack, slots: Sequence[SlotId]) -> list[BlockPersist]:
+        self._traffic.store_blocks(pool, [outgoing.block for outgoing in pack], slots)
+        staging = self._traffic.staging
+        return [
+            BlockPersist(slot, o.key, o.parent, layer_checksums(staging.layout, staging.slot(slot)))
+            for o, slot in zip(pack, slots, strict=True)
+        ]
 
     # -- inside, event loop --------------------------------------------------------------------------
 
@@ -237,12 +259,7 @@ class Persistence:
         finally:
             self._run_on_loop(lambda: self._leave(pack, stored))
 
-    def _write_generated(self, pack: _Pack, slots: Sequence[SlotId]) -> None:
-        staging = self._traffic.staging
-        blocks = [
-            BlockPersist(slot, o.key, o.parent, layer_checksums(staging.layout, staging.slot(slot)))
-            for o, slot in zip(pack, slots, strict=True)
-        ]
+    def _write_generated(self, pack: _Pack, blocks: list[BlockPersist]) -> None:
         storing = self._store(blocks, pack[0].weights_id)
         self._write(pack[0].request_id, blocks, storing, self._reserve_written)
 

@@ -98,15 +98,11 @@ class TrafficManager:
                 of_layer.index_copy_(0, places, brought)
         self._count(Hop.HOST_TO_DEVICE, len(slots) * self._layout.full_block_bytes)
 
-    def wait_for_copies(self) -> None:
-        """Return when every copy this thread began is done; on a CPU device they always are."""
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
-
-    def store_block(self, source: Tensor, slot: int) -> None:
-        """Copy `source` [layers, block_tokens, elements] into a slot of the own node, and wait."""
-        self._slots[slot].copy_(source)
-        self._count(Hop.DEVICE_TO_HOST, self._layout.full_block_bytes)
+    def store_blocks(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        """Copy `blocks` of `pool` [layers, blocks, block_tokens, elements] into `slots`, and wait."""
+        for block, slot in zip(blocks, slots, strict=True):
+            self._slots[slot].copy_(pool[:, block])
+        self._count(Hop.DEVICE_TO_HOST, len(slots) * self._layout.full_block_bytes)
 
     def to_host(self, source: Tensor) -> Tensor:
         """`source` in host memory, ready to be sent; on a CPU device it is `source` itself."""

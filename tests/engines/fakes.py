@@ -250,6 +250,7 @@ class WatchedRunner:
         self.breaks = False
         self.tables: list[list[list[int]]] = []
         """Per decode step, every row's block table."""
+        self.before_decode: Callable[[], None] = lambda: None
         self._runner = runner
 
     def __getattr__(self, name: str) -> Any:
@@ -263,6 +264,7 @@ class WatchedRunner:
 
     def decode(self, rows: Any) -> Any:
         self.decodes.pass_through()
+        self.before_decode()
         if self.breaks:
             raise RuntimeError("a decode step broke")
         self.tables.append([list(row.block_table) for row in rows])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from engines.client import EngineClient
 from engines.types import FinishReason, RequestId, SamplingParams, TurnResult
 from kvstore.store import BlockStore
 from tests.engines.fakes import (
+    PATIENCE_S,
     Gate,
     GatedStore,
     Parts,
@@ -42,9 +44,7 @@ SIX = {f"t{i}": (17, 8 if i % 2 == 0 else 2) for i in range(6)}
 NEWCOMER = {"newcomer": (70, 3)}
 
 
-async def run_all(
-    client: EngineClient, plans: Mapping[str, tuple[int, int]]
-) -> list[asyncio.Task[TurnResult]]:
+def start_all(client: EngineClient, plans: Mapping[str, tuple[int, int]]) -> list[asyncio.Task[TurnResult]]:
     async def one(name: str, prompt_tokens: int, max_tokens: int) -> TurnResult:
         context = client.open_context()
         context.append(random_ids(prompt_tokens, seed=sum(name.encode())))
@@ -52,6 +52,12 @@ async def run_all(
         return await client.run_turn(context, RequestId(name), sampling, 60.0)
 
     return [asyncio.create_task(one(name, *plan)) for name, plan in plans.items()]
+
+
+def hold(gate: Gate) -> Iterator[Any]:
+    """Weights that do not come before the gate opens: until then the engine takes no step."""
+    gate.pass_through()
+    yield from ()
 
 
 def test_a_turn_that_only_fits_scattered_blocks_decodes_the_same_tokens(
@@ -70,13 +76,30 @@ def test_a_turn_that_only_fits_scattered_blocks_decodes_the_same_tokens(
         spec = cluster_spec(model_path, tmp_path / "crowded", decode_kv_bytes=18 * BLOCK_BYTES)
         async with running_cluster(spec, Parts(runner=watched, peer=peer).spawn) as cluster:
             client, decode = cluster.client_parts().client(), cluster.decode_engines["decode-0-0"]
-            runners["decode-0-0"].decodes.shut()
-            tasks = await run_all(client, SIX)
-            for _ in SIX:
+            events, steps = asyncio.get_running_loop(), Gate()
+
+            def wait_for_copies() -> None:
+                """Every turn that has blocks shares the step: the newcomer's are free when six have run."""
+                six_ran = any(len(rows) == 6 for rows in runners["decode-0-0"].tables)
+                copied = (27 if six_ran else 18) * BLOCK_BYTES
+                end_s = time.monotonic() + PATIENCE_S
+                while (
+                    asyncio.run_coroutine_threadsafe(decode.moved_bytes(), events).result()["host_to_device"]
+                    < copied
+                ):
+                    assert time.monotonic() < end_s
+                    time.sleep(0.001)
+
+            runners["decode-0-0"].before_decode = wait_for_copies
+            steps.shut()
+            held = asyncio.create_task(decode.load_weights(hold(steps)))
+            tasks = []
+            # One after another, so that their blocks are in order in the pool.
+            for name, plan in (SIX | NEWCOMER).items():
+                tasks += start_all(client, {name: plan})
                 await decode.hand_overs.acquire()
-            tasks += await run_all(client, NEWCOMER)
-            await decode.hand_overs.acquire()
-            runners["decode-0-0"].decodes.open()
+            steps.open()
+            await held
             results = [await task for task in tasks]
             counts = await decode.counts()
             assert (counts.prompt, counts.first) == (0, 0)
@@ -85,7 +108,7 @@ def test_a_turn_that_only_fits_scattered_blocks_decodes_the_same_tokens(
 
     async def roomy() -> list[TurnResult]:
         async with running_cluster(cluster_spec(model_path, tmp_path / "roomy")) as cluster:
-            tasks = await run_all(cluster.client_parts().client(), SIX | NEWCOMER)
+            tasks = start_all(cluster.client_parts().client(), SIX | NEWCOMER)
             return [await task for task in tasks]
 
     results, expected = asyncio.run(crowded()), asyncio.run(roomy())
