@@ -25,8 +25,9 @@ class Copier:
 
     def __init__(self, name: str, device: torch.device, run_on_loop: Callable[[Message], None]) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._run_on_loop = run_on_loop
 
     def copy(self, move: Callable[[], T], then: Callable[[Future[T]], None]) -> Future[T]:
@@ -34,7 +35,9 @@ class Copier:
 
         The future may be cancelled for as long as its copy has not begun; `then` is called all the same.
         """
-        begun_after = self._stream and torch.cuda.current_stream(self._device).record_event()
+        begun_after = None
+        if self._stream is not None:
+            begun_after = torch.cuda.current_stream(self._stream.device).record_event()
         future = self._thread.submit(self._move, move, begun_after)
         future.add_done_callback(lambda done: self._tell(lambda: then(done)))
         return future

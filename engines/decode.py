@@ -21,6 +21,7 @@ import asyncio
 import time
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +48,7 @@ from engines.types import (
     PhaseSeconds,
     PromptKeys,
     RequestId,
+    SlotId,
 )
 from kvstore.checksum import damaged_blocks, layer_checksums
 from kvstore.keys import BlockKey, block_key
@@ -298,7 +300,8 @@ class DecodeEngine(Engine):
             self._waiting.popleft()
             running.table = table
             running.admitted_s = time.monotonic()
-            copy = self._copier.copy(partial(self._copy_in, running), partial(self._end_copy, running))
+            row, slots = self._row(running), running.turn.placement.decode_slots
+            copy = self._copier.copy(partial(self._copy_in, row, slots), partial(self._end_copy, running))
             self._copying[running.request_id] = (running, copy)
 
     def _end_copy(self, running: _Running, copy: Future[None]) -> None:
@@ -347,15 +350,14 @@ class DecodeEngine(Engine):
         return list(by_position.values())
 
     def _decode(self, batch: list[_Running]) -> None:
-        rows = [
-            DecodeRow(running.token_ids[-1], running.position, running.table, running.prompt)
-            for running in batch
-        ]
-        logits = self._runner.decode(rows)
+        logits = self._runner.decode([self._row(running) for running in batch])
         sampled = sample(logits, [self._spec(running) for running in batch])
         now_s = time.monotonic()
         for running, token in zip(batch, sampled, strict=True):
             self._append(running, token, now_s)
+
+    def _row(self, running: _Running) -> DecodeRow:
+        return DecodeRow(running.token_ids[-1], running.position, running.table, running.prompt)
 
     def _spec(self, running: _Running) -> SampleSpec:
         index = len(running.turn.earlier_ids) + len(running.token_ids)
@@ -406,9 +408,9 @@ class DecodeEngine(Engine):
 
     # -- on the copier's thread ----------------------------------------------------------------------
 
-    def _copy_in(self, running: _Running) -> None:
-        slots = running.turn.placement.decode_slots
-        self._traffic.load_blocks(self._kv, running.table[: len(slots)], slots)
+    def _copy_in(self, row: DecodeRow, slots: Sequence[SlotId]) -> None:
+        self._traffic.load_blocks(self._kv, row.block_table[: len(slots)], slots)
+        self._runner.begin_decode(row)
 
     def _fail_all(self, failure: str) -> None:
         self._failure = failure

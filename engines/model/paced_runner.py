@@ -173,8 +173,13 @@ class PacedRunner:
         self._pool = _words(pool)
         return pool
 
+    def begin_decode(self, row: DecodeRow) -> None:
+        """Raises KVDamaged for the first wrong byte of the row's prompt."""
+        if self._verify:
+            self._checked[row.block_table[0]] = (row.position, self._check(row))
+
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
-        """Raises KVDamaged for the first wrong byte of a prompt that is new here."""
+        """Raises KVDamaged for the first wrong byte of a prompt that no `begin_decode` has checked."""
         asked_s = self._pace.clock()
         follows = asked_s - self._decoded_s < _BACK_TO_BACK_S
         started_s = self._decoded_s if follows else asked_s
@@ -208,8 +213,8 @@ class PacedRunner:
             self._checked[row.block_table[0]] = (row.position + 1, chain)
         return chain_B
 
-    def _check(self, row: DecodeRow) -> None:
-        """A row that is new here: its whole context, in every layer of the pool."""
+    def _check(self, row: DecodeRow) -> int:
+        """A row that is new here: its whole context, in every layer of the pool; the chain at its end."""
         table = np.array(row.block_table[: self.layout.num_blocks(row.position)])
         check = ContextCheck(
             self._pattern, "a prompt copied into the pool", row.prompt, self.layout.block_tokens
@@ -219,6 +224,7 @@ class PacedRunner:
             np.take(pool, table, axis=0, out=gathered, mode="clip")
             check.check(gathered.reshape(-1, self._pattern.num_words)[: row.position], layer)
         self.counts.verified += row.position
+        return check.last
 
     # -- both ----------------------------------------------------------------------------------------
 

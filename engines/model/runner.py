@@ -94,7 +94,7 @@ class DecodeRow:
 
 
 class ModelRunner(Protocol):
-    """One model on one device. Not thread-safe: one engine loop owns it."""
+    """One model on one device. Not thread-safe: one engine loop owns it, but for `begin_decode`."""
 
     layout: BlockLayout
     device: torch.device
@@ -132,6 +132,10 @@ class ModelRunner(Protocol):
 
     def make_pool(self, num_blocks: int) -> Tensor:
         """Allocate the paged pool [layers, num_blocks, block_tokens, token_elements], once."""
+        ...
+
+    def begin_decode(self, row: DecodeRow) -> None:
+        """A row's context lies in the pool: for a runner that checks it. Called beside `decode`."""
         ...
 
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:

@@ -80,6 +80,9 @@ class TransformersRunner:
         self._pool = torch.zeros(*size, self._format.token_elements, dtype=self.dtype, device=self.device)
         return self._pool
 
+    def begin_decode(self, row: DecodeRow) -> None:
+        """Nothing is checked here: a prompt's bytes are, before they are copied."""
+
     @torch.no_grad()
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
         if not self.padding_exact and len({row.position for row in rows}) > 1:

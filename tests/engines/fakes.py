@@ -21,6 +21,7 @@ from engines.context import Context
 from engines.decode import DecodeEngine
 from engines.engine import Engine
 from engines.errors import EngineFailed
+from engines.model.runner import DecodeRow
 from engines.node import NodeAgent, NodeNics, NodeProcess
 from engines.node_reads import ReadRules
 from engines.prefill import PrefillEngine
@@ -55,6 +56,8 @@ class Parts:
     runner: Wrap = _as_it_is
     peer: Wrap = _as_it_is
     """Scheduler, node agents and engines, as others call them."""
+    copies: GatedCopies = field(default_factory=lambda: GatedCopies())
+    """Of prompts into the pools of decode engines."""
 
     async def spawn(
         self, cls: type, *args: Any, name: str, node: NodeId | None, gpu: bool = False, **kwargs: Any
@@ -65,7 +68,8 @@ class Parts:
         elif cls is PrefillProcess:
             part = self._engine(PrefillEngine, *args, **kwargs)
         elif cls is DecodeProcess:
-            part = self._engine(DecodeEngine, *args, **kwargs)
+            part = self._engine(GatedDecode, *args, **kwargs)
+            part.copies = self.copies
         else:
             part = cls(*args, **kwargs)
         return self.peer(part, name)
@@ -115,6 +119,27 @@ class Gate:
     async def reached(self) -> None:
         """Return when somebody stands before the gate."""
         assert await asyncio.to_thread(self._reached.wait, PATIENCE_S), "nobody came to the gate"
+
+
+class GatedCopies(Gate):
+    """A gate in front of every copy of a prompt; copies may break behind it."""
+
+    breaks = False
+
+    def pass_through(self) -> None:
+        super().pass_through()
+        if self.breaks:
+            raise TransferError("the compute NIC broke")
+
+
+class GatedDecode(DecodeEngine):
+    """The real engine; its copies wait at a gate."""
+
+    copies: GatedCopies
+
+    def _copy_in(self, row: DecodeRow, slots: Sequence[int]) -> None:
+        self.copies.pass_through()
+        super()._copy_in(row, slots)
 
 
 class GatedStore:

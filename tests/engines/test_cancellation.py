@@ -62,6 +62,7 @@ class Bench:
             "read": self.reads,
             "prefill": self.runners["prefill-0-0"].prefills,
             "transfer": self.transport.gate,
+            "copy": self.parts.copies,
             "decode": self.runners["decode-0-0"].decodes,
             "persist": self.writes,
         }[phase]
@@ -90,7 +91,7 @@ async def cancelled(task: asyncio.Task[Any]) -> bool:
 
 
 @pytest.mark.parametrize("border", [False, True], ids=["in one process", "across a border"])
-@pytest.mark.parametrize("phase", ["read", "prefill", "transfer", "decode"])
+@pytest.mark.parametrize("phase", ["read", "prefill", "transfer", "copy", "decode"])
 def test_the_caller_waits_until_nobody_touches_its_slots_and_then_all_are_free(
     phase: str, border: bool, model_path: str, tmp_path: Path
 ) -> None:
@@ -108,7 +109,10 @@ def test_the_caller_waits_until_nobody_touches_its_slots_and_then_all_are_free(
             await asyncio.wait([task], timeout=CUT_SHORT_S)
             # The read or step cannot be stopped, so the slots are not given back before it has ended.
             assert not task.done()
-            if phase != "decode":  # whose prompt is written and copied already
+            if phase not in (
+                "copy",
+                "decode",
+            ):  # whose prompt is written already, and what was read for it gone
                 assert (await cluster.scheduler.figures())["free_slots"] == free
             gate.open()
             assert await cancelled(task)
