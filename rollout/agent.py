@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from engines.context import Context
@@ -31,10 +31,11 @@ from rollout.agent_run import (
     play,
 )
 from rollout.environment import Environment, Step, make_environment
+from rollout.expected_lengths import ExpectedLengths
 from rollout.limits import Limits, deadline
 from rollout.prompt_format import PromptFormat
 from rollout.tasks import Task
-from rollout.types import StopReason, Trajectory
+from rollout.types import Outcome, StopReason, Trajectory
 
 Item = TypeVar("Item")
 
@@ -50,6 +51,8 @@ class AgentSetup:
     limits: Limits
     clock: Callable[[], float] = time.monotonic
     environment_of: Callable[[Task], Environment] = make_environment
+    lengths: ExpectedLengths = field(default_factory=ExpectedLengths)
+    """Of trajectories that ended before, in earlier steps too."""
 
 
 async def run_agent(
@@ -66,7 +69,12 @@ async def run_agent(
 
     `step_started_s` is the clock's reading when the step started; None: now.
     """
-    return await play(_Run(sample, setup, step_started_s, on_phase), abort)
+    trajectory = await play(_Run(sample, setup, step_started_s, on_phase), abort)
+    if trajectory.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED) and (
+        trajectory.stop_reason is not StopReason.ABORTED
+    ):
+        setup.lengths.note(trajectory.task_id, trajectory.num_tokens)
+    return trajectory
 
 
 class _Run(AgentRun):
@@ -77,6 +85,7 @@ class _Run(AgentRun):
     ) -> None:
         super().__init__(sample, setup, step_started_s, on_phase)
         self._environment_of = setup.environment_of
+        self._lengths = setup.lengths
         self._format = setup.prompt_format
         self._sampling = replace(
             setup.sampling,
@@ -108,7 +117,12 @@ class _Run(AgentRun):
             return StopReason.MAX_CONTEXT
         started_s = self._setup.clock()
         max_tokens = min(self._sampling.max_tokens, room_tokens)
-        result = await self._generate(context, replace(self._sampling, max_tokens=max_tokens))
+        remaining_tokens = self._lengths.remaining(
+            self._task.task_id, len(context), self.limits.max_context_tokens
+        )
+        result = await self._generate(
+            context, replace(self._sampling, max_tokens=max_tokens), remaining_tokens
+        )
         served_s = self._setup.clock() - started_s
         num_before, tool = len(context), Stopwatch(self._setup.clock)
         try:

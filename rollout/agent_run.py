@@ -14,7 +14,7 @@ from typing import Protocol
 
 from engines.context import Context
 from engines.errors import EngineError
-from engines.types import OnPhase, PhaseSeconds, RequestId, SamplingParams, TurnResult
+from engines.types import OnPhase, PhaseSeconds, RequestId, SamplingParams, TurnHints, TurnResult
 from rollout.limits import Limits, deadline, expire_on
 from rollout.replay_task import ReplayTask
 from rollout.tasks import Task
@@ -34,6 +34,7 @@ class Engines(Protocol):
         sampling: SamplingParams,
         deadline_s: float,
         on_phase: OnPhase,
+        hints: TurnHints,
     ) -> TurnResult:
         """Generate after `context`, which is left as it is; EngineError if that fails by the deadline.
 
@@ -140,15 +141,21 @@ class AgentRun:
             error=error,
         )
 
-    async def _generate(self, context: Context, sampling: SamplingParams) -> TurnResult:
-        """One model call; what it sampled joins the context and the record."""
+    async def _generate(
+        self, context: Context, sampling: SamplingParams, remaining_tokens: int | None
+    ) -> TurnResult:
+        """One model call; what it sampled joins the context and the record.
+
+        `remaining_tokens` as in TurnHints.
+        """
         request_id = self._sample.request_id(len(self._turns))
         deadline_s = self._setup.limits.turn_deadline_s
+        hints = TurnHints(self._sample.group_id, remaining_tokens)
         with engine_errors():
             late = f"the engines did not answer {request_id} within {deadline_s:g} s"
             async with deadline(deadline_s, Failure(StopReason.ENGINE_ERROR, late)):
                 result = await self._setup.engines.run_turn(
-                    context, request_id, sampling, deadline_s, self._on_phase
+                    context, request_id, sampling, deadline_s, self._on_phase, hints
                 )
         self._segments[-1].append_sampled(result.token_ids, result.logprobs, result.weights_version)
         context.append(result.token_ids)

@@ -10,11 +10,19 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from engines.context import Context
-from engines.types import FinishReason, OnPhase, PhaseSeconds, RequestId, SamplingParams, TurnResult
+from engines.types import (
+    NO_HINTS,
+    FinishReason,
+    OnPhase,
+    PhaseSeconds,
+    RequestId,
+    SamplingParams,
+    TurnResult,
+)
 from rollout.agent_run import AgentRun, Engines, Failure, Sample, Stopwatch, engine_errors, fill, play
 from rollout.limits import Limits
 from rollout.replay_task import ReplayTask
@@ -56,7 +64,9 @@ async def prepare_history(task: ReplayTask, setup: ReplaySetup) -> int:
     request_id = RequestId(f"history/{task.task_id}")
     deadline_s = setup.limits.turn_deadline_s
     sampling = replace(_SAMPLING, max_tokens=1)
-    result = await setup.engines.run_turn(context, request_id, sampling, deadline_s, lambda phase: None)
+    result = await setup.engines.run_turn(
+        context, request_id, sampling, deadline_s, lambda phase: None, NO_HINTS
+    )
     return result.prompt_tokens - result.hit_tokens
 
 
@@ -76,18 +86,18 @@ class _ReplayRun(AgentRun):
             context = self._append(context, each)
             if len(context) + each.output_tokens > self.limits.max_context_tokens:
                 return StopReason.MAX_CONTEXT
-            is_last = index + 1 == len(self._session.rounds)
-            reason = await self._take_round(
-                context, each, None if is_last else self._session.rounds[index + 1]
-            )
+            reason = await self._take_round(context, self._session.rounds[index:])
             if reason is not None:
                 return reason
         return StopReason.DONE
 
-    async def _take_round(self, context: Context, each: Round, after: Round | None) -> StopReason | None:
+    async def _take_round(self, context: Context, rounds: Sequence[Round]) -> StopReason | None:
+        """The first of `rounds`, which are all that are left; the context has what it appends."""
+        each, after = rounds[0], rounds[1] if len(rounds) > 1 else None
         started_s = self._setup.clock()
         sampling = replace(_SAMPLING, max_tokens=each.output_tokens)
-        result = await self._generate(context, sampling)
+        remaining_tokens = sum(one.append_tokens + one.output_tokens for one in rounds)
+        result = await self._generate(context, sampling, remaining_tokens)
         phases = fill(result.phases, self._setup.clock() - started_s)
         tool = Stopwatch(self._setup.clock)
         try:

@@ -16,11 +16,20 @@ import pytest
 
 from engines.context import Context
 from engines.errors import EngineError
-from engines.types import FinishReason, OnPhase, PhaseSeconds, RequestId, SamplingParams, TurnResult
+from engines.types import (
+    FinishReason,
+    OnPhase,
+    PhaseSeconds,
+    RequestId,
+    SamplingParams,
+    TurnHints,
+    TurnResult,
+)
 from kvstore.keys import BlockKey
 from rollout.agent import AgentSetup, Sample, run_agent
 from rollout.chain_arithmetic import ChainArithmetic
 from rollout.environment import Environment, Message, Step
+from rollout.expected_lengths import ExpectedLengths
 from rollout.limits import Limits
 from rollout.tasks import Task
 from rollout.types import NO_VERSION, Outcome, StopReason, Trajectory
@@ -83,6 +92,7 @@ class ScriptedEngines:
         self.request_ids: list[RequestId] = []
         self.samplings: list[SamplingParams] = []
         self.deadlines_s: list[float] = []
+        self.hints: list[TurnHints] = []
 
     def open_context(self) -> Context:
         self.contexts.append(Context(BlockKey(bytes(16)), block_tokens=4))
@@ -95,12 +105,14 @@ class ScriptedEngines:
         sampling: SamplingParams,
         deadline_s: float,
         on_phase: OnPhase,
+        hints: TurnHints,
     ) -> TurnResult:
         on_phase("decode")
         self.prompts.append(text_of(context.token_ids))
         self.request_ids.append(request_id)
         self.samplings.append(sampling)
         self.deadlines_s.append(deadline_s)
+        self.hints.append(hints)
         line = self._lines.pop(0)
         if isinstance(line, BaseException):
             raise line
@@ -464,8 +476,9 @@ def test_engines_that_were_told_to_abort_the_request_end_it() -> None:
             sampling: SamplingParams,
             deadline_s: float,
             on_phase: OnPhase,
+            hints: TurnHints,
         ) -> TurnResult:
-            result = await super().run_turn(context, request_id, sampling, deadline_s, on_phase)
+            result = await super().run_turn(context, request_id, sampling, deadline_s, on_phase, hints)
             return replace(result, finish_reason=FinishReason.ABORTED)
 
     environment = ScriptedEnvironment()
@@ -473,6 +486,23 @@ def test_engines_that_were_told_to_abort_the_request_end_it() -> None:
     assert trajectory.stop_reason is StopReason.ABORTED
     assert environment.heard == []
     assert text_of(trajectory.segments[0].token_ids) == "Q?half a lin"
+
+
+def test_turns_say_what_is_left_as_the_trajectories_before_have_it() -> None:
+    lengths, lines = ExpectedLengths(), ("C23*47;", "A1076;")
+    engines = [ScriptedEngines(*lines) for _ in range(2)]
+    for scripted in engines:
+        first = asyncio.run(run_agent(SAMPLE, replace(setup_of(scripted), lengths=lengths)))
+    assert engines[0].hints == [TurnHints("0/sum", None)] * 2
+    left = [first.num_tokens - len(prompt) for prompt in engines[1].prompts]
+    assert engines[1].hints == [TurnHints("0/sum", tokens) for tokens in left]
+
+
+def test_a_trajectory_that_breaks_is_no_measure_for_others() -> None:
+    lengths = ExpectedLengths()
+    engines = ScriptedEngines("C23*47;", EngineError("gone"))
+    asyncio.run(run_agent(SAMPLE, replace(setup_of(engines), lengths=lengths)))
+    assert lengths.remaining(TASK.task_id, 0, 100) is None
 
 
 def test_cancelling_the_agent_passes_through() -> None:

@@ -9,7 +9,15 @@ import pytest
 
 from engines.context import Context
 from engines.errors import EngineFailed
-from engines.types import FinishReason, OnPhase, PhaseSeconds, RequestId, SamplingParams, TurnResult
+from engines.types import (
+    FinishReason,
+    OnPhase,
+    PhaseSeconds,
+    RequestId,
+    SamplingParams,
+    TurnHints,
+    TurnResult,
+)
 from kvstore.keys import BlockKey
 from rollout.agent_run import Sample
 from rollout.limits import Limits
@@ -33,6 +41,7 @@ class CountingEngines:
     def __init__(self, most: int = 10**6, error: Exception | None = None) -> None:
         self.prompts: list[array[int]] = []
         self.samplings: list[SamplingParams] = []
+        self.hints: list[TurnHints] = []
         self._most = most
         self._error = error
 
@@ -46,11 +55,13 @@ class CountingEngines:
         sampling: SamplingParams,
         deadline_s: float,
         on_phase: OnPhase,
+        hints: TurnHints,
     ) -> TurnResult:
         if self._error is not None:
             raise self._error
         self.prompts.append(context.token_ids[:])
         self.samplings.append(sampling)
+        self.hints.append(hints)
         num_tokens = min(sampling.max_tokens, self._most)
         return TurnResult(
             token_ids=array("i", [1000 + len(self.prompts)] * num_tokens),
@@ -94,6 +105,12 @@ def test_every_round_appends_and_generates_what_the_trace_says():
     assert [turn.tool_tokens for turn in trajectory.turns] == [10, 8, 0]
     for sampling, each in zip(engines.samplings, ROUNDS, strict=True):
         assert sampling == SamplingParams(max_tokens=each.output_tokens, temperature=0.0)
+
+
+def test_every_turn_says_what_the_trace_has_left():
+    engines = CountingEngines()
+    play(engines)
+    assert engines.hints == [TurnHints("0/s", tokens) for tokens in (58, 23, 10)]
 
 
 def test_the_context_goes_on_from_what_was_generated():
