@@ -205,6 +205,7 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         speeds=ClusterSpeeds(
             spec.rates.snic_bytes_per_s,
             None if spec.paced is None else spec.paced.step_times.forward_coefficients(),
+            1.0 if spec.paced is None else spec.paced.time_scale,
         ),
         name="scheduler",
         node=None,

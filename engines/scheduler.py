@@ -521,8 +521,9 @@ class Scheduler:
         read_limit_tokens = sys.maxsize
         snic_bytes_per_s = self._speeds.snic_bytes_per_s
         if snic_bytes_per_s is not None:
+            # The limit is meant in seconds of the profiled device, as the attention quota is.
             read_limit_tokens = self._config.read_queue_limit_tokens(
-                snic_bytes_per_s, layout.full_block_bytes / layout.block_tokens
+                snic_bytes_per_s / self._speeds.time_scale, layout.full_block_bytes / layout.block_tokens
             )
         if self._config.decision_log is not None:
             self._decisions = open(self._config.decision_log, "wb")  # noqa: SIM115 - closed by close()

@@ -147,6 +147,8 @@ class ClusterSpeeds:
     """Of every node's storage NIC."""
     prefill_forward: tuple[float, ...] | None = None
     """Coefficients of a prefill forward's time, in seconds, for the terms of engines.scheduling.estimate."""
+    time_scale: float = 1.0
+    """What the profiled device's seconds are divided by here, rates being multiplied by it."""
 
 
 class ReadSide(StrEnum):

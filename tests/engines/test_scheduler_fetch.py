@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from engines.types import EngineId, EngineInfo, EngineRole, NodeId, RequestId
+import pytest
+
+from engines.types import ClusterSpeeds, EngineId, EngineInfo, EngineRole, NodeId, RequestId
 from tests.engines.scheduler_bench import (
     DECODE_0,
     DECODE_1,
@@ -208,3 +210,27 @@ def test_a_turn_gives_its_engines_back_while_it_waits_for_a_block() -> None:
         await bench.end(placement)
 
     on_a_bench(play)
+
+
+@pytest.mark.parametrize(("time_scale", "node"), [(1.0, PREFILL), (2.0, PREFILL_1)])
+def test_a_long_read_queue_is_one_of_so_many_seconds_of_the_profiled_device(
+    time_scale: float, node: NodeId
+) -> None:
+    # The storage NIC carries 50 tokens in a second here, and 40 wait: that is more than 1 s of a device
+    # that is twice as slow, so that a node with a shorter queue is preferred.
+    async def run() -> None:
+        token_bytes = LAYOUT.full_block_bytes / LAYOUT.block_tokens
+        speeds = ClusterSpeeds(50 * token_bytes, time_scale=time_scale)
+        bench = await open_bench(speeds=speeds, read_queue_limit_s=1.0)
+        await bench.scheduler.register_node(PREFILL_1, 12, LAYOUT)
+        engine = EngineInfo(EngineId("prefill-c"), PREFILL_1, EngineRole.PREFILL)
+        await bench.scheduler.register_engine(engine, 0)
+        await bench.store(keys_of(0, 40))
+        reading = await bench.place(turn("reading", 42))
+        assert (reading.prefill_engine, reading.hit_tokens) == ("prefill-a", 40)
+        placement = await bench.place(turn("next", 4, conversation=1))
+        assert placement.prefill_node == node
+        for each in (reading, placement):
+            await bench.end(each)
+
+    asyncio.run(run())
