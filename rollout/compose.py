@@ -69,7 +69,7 @@ def _compose(overrides: list[str]) -> object:
         raise UserError(f"a configuration file is not YAML: {_one_line(str(error))}") from error
     except (AttributeError, TypeError, ValueError) as error:
         # Hydra does not check that the choice of a group is a name, and trips over it later.
-        raise UserError(f"bad override among {overrides}: {_one_line(str(error))}") from error
+        raise UserError(_nameless_choice(overrides) or f"bad override among {overrides}: {error}") from error
 
 
 def _refuse_hydra_settings(override: str) -> None:
@@ -134,6 +134,16 @@ def _missing_option(error: MissingConfigException) -> str:
     if not group or not error.options:
         return _one_line(str(error))
     return f"{group}={option}: no such choice; {group} is one of {', '.join(error.options)}"
+
+
+def _nameless_choice(overrides: list[str]) -> str | None:
+    """The line for an override that gives a group no name, such as `model=null`."""
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        if choice in ("null", "") and (CONF_DIR / group).is_dir():
+            options = sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml"))
+            return f"{override}: no such choice; {group} is one of {', '.join(options)}"
+    return None
 
 
 def _hydra_line(error: Exception) -> str:

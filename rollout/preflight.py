@@ -21,6 +21,7 @@ _PROCESS_BYTES = 400 << 20
 def check(config: RunConfig) -> None:
     """Raise UserError with one line for the first thing that cannot work."""
     _check_tasks(config)
+    _check_decision_log(config.scheduler.decision_log)
     if config.engines.kind == "paced":
         _check_memory(config, 0)
     elif config.model.path is not None:
@@ -34,6 +35,14 @@ def check(config: RunConfig) -> None:
 def _check_tasks(config: RunConfig) -> None:
     if config.task.path is not None:
         load_tasks(Path(config.task.path))
+
+
+def _check_decision_log(path: str | None) -> None:
+    """The scheduler opens it, which runs elsewhere and late."""
+    if path is None:
+        return
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise UserError(f"scheduler.decision_log={path} must name a file in a folder that is there")
 
 
 def _check_model(config: RunConfig, path: str) -> None:

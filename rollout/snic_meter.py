@@ -1,4 +1,4 @@
-"""Bytes each storage NIC moved, second by second, while a replay runs.
+"""Bytes read through each storage NIC, second by second, while a replay runs; writes are not counted.
 
 DualPath (arXiv 2602.21548, section 7) compares the busiest storage NIC with the mean in windows of 1 s. The
 nodes count; this reads their counters once a window. A window in which little was read says nothing about
@@ -21,7 +21,7 @@ LEAST_SHARE = 0.1
 
 
 class SnicMeter:
-    """`async with SnicMeter(read): ...`; `read` gives each node's bytes since it started."""
+    """`async with SnicMeter(read): ...`; `read` gives the bytes each node has read since it started."""
 
     def __init__(self, read: Callable[[], Awaitable[tuple[int, ...]]]) -> None:
         self._read = read

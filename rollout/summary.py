@@ -75,15 +75,15 @@ class StepFigures(Figures):
 
 
 class SnicFigures(TypedDict):
-    """What the storage NICs moved in windows of about a second."""
+    """What was read through the storage NICs in windows of about a second."""
 
     window_s: float
     bytes: list[list[int]]
-    """Of each node, read and written, in each window."""
+    """Of each node, read, in each window."""
     lengths_s: list[float]
     """How long each window was in truth."""
     max_over_avg: float | None
-    """The busiest NIC over the mean of all, averaged over the windows in which enough was moved to say."""
+    """The busiest NIC over the mean of all, averaged over the windows in which enough was read to say."""
 
 
 class RateFigures(TypedDict):
