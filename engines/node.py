@@ -179,7 +179,7 @@ class NodeAgent:
                 BlockWrite(key, parent, weights_id, data, layer_checksums(self._layout, data))
                 for parent, key, data in batch
             ]
-            locations = await self._in_thread(self._store.store.write, writes, self._io_deadline_s)
+            locations = await self._in_thread(self._store.put, writes, self._io_deadline_s)
             stored = [
                 AnnouncedBlock(write.key, write.parent, location)
                 for write, location in zip(writes, locations, strict=True)

@@ -78,3 +78,10 @@ def test_without_a_nic_bytes_are_counted_all_the_same():
     with closing(StorageTraffic(MemoryStore(SMALL, 1 << 20), SMALL, TrafficLedger(), None)) as store:
         write_all(store, [make_write(SMALL, 7)])
         assert counted(store) == [0, BLOCK]
+
+
+def test_what_is_put_into_the_store_before_a_run_is_neither_counted_nor_charged(store, nic):
+    [location] = store.put([make_write(SMALL, 0)], PLENTY_S)
+    assert counted(store) == charged(nic) == [0, 0]
+    [result] = store.read([make_read(SMALL, 0, location)], PLENTY_S)
+    assert result.status is ReadStatus.OK
