@@ -112,7 +112,7 @@ class EngineCluster:
     async def update_weights(
         self, weights: Weights, buckets: AsyncIterator[Sequence[NamedArray]], deadline_s: float
     ) -> None:
-        """Load new weights everywhere while nothing runs; old KV is never hit again (DESIGN 3).
+        """Load new weights everywhere while nothing runs; old KV is never hit again.
 
         If a bucket fails the cluster stays paused: its engines no longer hold one version.
         """
