@@ -1,0 +1,194 @@
+"""One replay as a process of its own, with a deadline, and what its summary says.
+
+A run that took more than 80 % of the cores measured the machine, not the paths: it is not valid. Whatever
+way a run ends, no process of it is left: each carries a mark in its environment by which it is found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollout.bench.ladder import Step
+
+CPU_LIMIT = 0.8
+_MARK = "ROLLOUT_BENCH_RUN"
+_END_S = 20.0
+"""A run that is told to stop has so long to stop its processes."""
+_TOLD_CHARACTERS = 400
+
+
+class RunFailed(Exception):
+    """A run that gave no figures; one line says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What one run measured."""
+
+    step: str
+    time_scale: float
+    summary: dict[str, Any]
+    wall_s: float
+    """With start and end."""
+
+    @property
+    def jct_s(self) -> float:
+        return float(self.summary["jct_s"])
+
+    @property
+    def full_s(self) -> float:
+        """The JCT with modelled times undivided, so that runs of different time scales compare."""
+        return self.jct_s * self.time_scale
+
+    @property
+    def replay(self) -> dict[str, Any]:
+        return dict(self.summary["replay"])
+
+    @property
+    def cpu_use(self) -> float:
+        return float(self.replay["cpu_use"])
+
+    @property
+    def valid(self) -> bool:
+        """Had the machine CPU to spare, and were all trajectories completed?"""
+        completed = self.summary["outcomes"]["completed"] == self.summary["num_trajectories"]
+        return self.cpu_use <= CPU_LIMIT and bool(completed)
+
+    @property
+    def read_bytes(self) -> int:
+        """Through all storage NICs."""
+        read = self.summary["kv"]["read_bytes"]
+        return int(read["prefill_side"]) + int(read["decode_side"])
+
+    def told(self) -> dict[str, Any]:
+        """What is kept of it in the series."""
+        kept = ("jct_s", "num_turns", "tokens", "hit_rate", "ttft_s", "ttst_s", "tpot_s", "outcomes", "kv")
+        replay = self.replay
+        figures = (
+            "setting",
+            "scale",
+            "agents",
+            "rates",
+            "oracle_s_estimated",
+            "cpu_use",
+            "snic",
+            "attention",
+        )
+        step = self.summary["steps"][0]
+        return {
+            "step": self.step,
+            "time_scale": self.time_scale,
+            "valid": self.valid,
+            "wall_s": round(self.wall_s, 1),
+            **{name: self.summary[name] for name in kept},
+            "trajectory_breakdown_mean": self.summary["trajectory_breakdown_mean"],
+            "tail_frac": step["tail_frac"],
+            **{name: replay[name] for name in figures if name in replay},
+        }
+
+
+class Runner:
+    """Runs replays one after the other, each in a folder of `folder`, and says how each went."""
+
+    def __init__(self, folder: Path, deadline_s: float, say: Callable[[str], None]) -> None:
+        """`deadline_s`: of one run, its start and end included."""
+        self._folder = folder
+        self._deadline_s = deadline_s
+        self._say = say
+
+    def run(self, step: Step, overrides: Sequence[str], time_scale: float) -> Replayed:
+        """Raises RunFailed if the run fails or passes its deadline."""
+        folder = self._folder / f"run-{uuid.uuid4().hex[:8]}"
+        line = (
+            "job=replay",
+            "monitor=off",
+            *overrides,
+            *step.overrides,
+            f"time_scale={time_scale:g}",
+            f"run_dir={folder}",
+        )
+        started_s = time.monotonic()
+        try:
+            self._run(line, folder)
+            summary = json.loads((folder / "summary.json").read_text())
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        done = Replayed(step.name, time_scale, summary, time.monotonic() - started_s)
+        verdict = "" if done.valid else "  INVALID"
+        self._say(
+            f"  {step.name}: JCT {done.jct_s:.2f} s at time_scale {time_scale:g}, CPU {done.cpu_use:.0%}, "
+            f"run {done.wall_s:.0f} s{verdict}"
+        )
+        return done
+
+    def _run(self, line: Sequence[str], folder: Path) -> None:
+        mark = uuid.uuid4().hex
+        folder.mkdir()
+        log = folder.with_suffix(".log")
+        with log.open("w+") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "rollout", *line],
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+                env=os.environ | {_MARK: mark},
+                start_new_session=True,  # an interrupt of this script reaches it through us alone
+            )
+            try:
+                code: int | None = process.wait(self._deadline_s)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                _stop(process)
+                end_marked(mark)
+            output.seek(0)
+            told = output.read().strip().splitlines()
+        log.unlink()
+        if code is None:
+            raise RunFailed(f"was not done after {self._deadline_s:.0f} s; stopped. {_last(told)}")
+        if code != 0:
+            raise RunFailed(f"ended with code {code}: {_last(told)}")
+
+
+def _last(lines: Sequence[str]) -> str:
+    return (lines[-1] if lines else "it said nothing")[-_TOLD_CHARACTERS:]
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end as Ctrl-C would, then end it."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def end_marked(mark: str) -> int:
+    """End every process that was started with this mark; how many there were."""
+    found = 0
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            environment = (folder / "environ").read_bytes()
+        except OSError:  # it has ended since, or belongs to somebody else
+            continue
+        if f"{_MARK}={mark}".encode() in environment.split(b"\0"):
+            with suppress(ProcessLookupError):
+                os.kill(int(folder.name), signal.SIGKILL)
+                found += 1
+    return found

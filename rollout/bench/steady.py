@@ -1,0 +1,74 @@
+"""Steady and storage-bound: what using all storage NICs gives where nothing else is short.
+
+Equal agents, at least 8 for each storage NIC, rates lowered until reading through all NICs takes three times
+what the GPUs need (`setting=storage_bound`). With 1P2D the bound of basic / split is 3: three NICs for one.
+"""
+
+from __future__ import annotations
+
+from rollout.bench.bench import Bench, Goal
+from rollout.bench.ladder import BASIC, DUAL_SCHEDULER, ORACLE, SPLIT
+from rollout.bench.one_replay import Replayed
+from rollout.bench.rounds import Plan, Runs
+from rollout.bench.workload import EqualAgents
+
+TERMS_APART = 3.0
+"""The bound is judged where one of its terms is at least so many times the other."""
+
+
+def steady(bench: Bench) -> None:
+    """1P2D: basic / split, basic / dual with the scheduler, and split against its bound."""
+    agents = EqualAgents(agents=24, rounds=6, context_tokens=32_768, append_tokens=429, output_tokens=16)
+    if bench.quick:
+        agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
+    plan = Plan(
+        (BASIC, DUAL_SCHEDULER, SPLIT, ORACLE),
+        ("cluster=1p2d", "setting=storage_bound", "scale=41", *bench.equal_agents(agents)),
+        time_scale=3.0,
+    )
+    runs = bench.replay("steady_1p2d", plan)
+    bench.tell_ratio("steady_basic_over_split", BASIC, SPLIT, runs, Goal(2.4))
+    bench.tell_ratio("steady_basic_over_dual_scheduler", BASIC, DUAL_SCHEDULER, runs, Goal(2.0))
+    _tell_bound(bench, "1p2d", runs)
+
+
+def steady_2p4d(bench: Bench) -> None:
+    """split against its bound with twice the nodes."""
+    agents = EqualAgents(agents=48, rounds=4, context_tokens=32_768, append_tokens=429, output_tokens=16)
+    if bench.quick:
+        agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
+    plan = Plan(
+        (SPLIT, ORACLE),
+        ("cluster=2p4d", "setting=storage_bound", "scale=41", *bench.equal_agents(agents)),
+        time_scale=1.5,
+    )
+    _tell_bound(bench, "2p4d", bench.replay("steady_2p4d", plan))
+
+
+def _tell_bound(bench: Bench, where: str, runs: Runs) -> None:
+    """JCT of split over the larger of: the time its bytes take through all NICs, the oracle's JCT."""
+
+    def apart() -> float:
+        reading_s, oracle_s = runs.median(SPLIT, reading_full_s), runs.full_s(ORACLE)
+        return max(reading_s, oracle_s) / min(reading_s, oracle_s)
+
+    def over_bound() -> float:
+        return runs.full_s(SPLIT) / max(runs.median(SPLIT, reading_full_s), runs.full_s(ORACLE))
+
+    bench.tell(f"steady_{where}_terms_apart", apart, "reading / oracle", Goal(None), runs, SPLIT, ORACLE)
+    bench.tell(
+        f"steady_{where}_split_over_bound",
+        over_bound,
+        "JCT / bound",
+        Goal(1.10, "lower"),
+        runs,
+        SPLIT,
+        ORACLE,
+    )
+
+
+def reading_full_s(run: Replayed) -> float:
+    """What the bytes that were read take through all storage NICs, in seconds of full size."""
+    rate = run.replay["rates"]["snic_bytes_per_s"]
+    num_nics = len(run.replay["snic"]["bytes"][0])
+    return float(run.time_scale * run.read_bytes / (rate * num_nics))

@@ -1,0 +1,21 @@
+"""All studies, by the name that `--only` takes, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rollout.bench.bench import Bench
+from rollout.bench.controls import low_reuse, one_agent
+from rollout.bench.ladder_study import ladder_equal, ladder_trace
+from rollout.bench.nic_pairs import nic_pairs
+from rollout.bench.steady import steady, steady_2p4d
+
+STUDIES: dict[str, Callable[[Bench], None]] = {
+    "steady": steady,
+    "steady_2p4d": steady_2p4d,
+    "ladder_equal": ladder_equal,
+    "ladder_trace": ladder_trace,
+    "nic_pairs": nic_pairs,
+    "low_reuse": low_reuse,
+    "one_agent": one_agent,
+}
