@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from engines.absences import Absences
 from engines.config import SchedulerConfig
 from engines.context import Context
 from engines.errors import EngineFailed, RequestRefused, TurnFailed
@@ -25,6 +27,7 @@ from engines.types import (
     FirstToken,
     GenerateResult,
     HitLost,
+    NodeId,
     OnPhase,
     PhaseSeconds,
     Placement,
@@ -38,6 +41,9 @@ from engines.types import (
 )
 from kvstore.keys import BlockKey, chain_root
 from kvstore.layout import BlockLayout
+
+_LISTEN_S = 60.0
+"""One question to the scheduler for absent engines takes no longer."""
 
 
 @dataclass(slots=True)
@@ -80,6 +86,9 @@ class EngineClient:
         self._weights = parts.weights
         self._abort_deadline_s = parts.abort_deadline_s
         self._clock = clock
+        self._absences = Absences()
+        self._listening: asyncio.Task[None] | None = None
+        self._num_running = 0
 
     def open_context(self) -> Context:
         """An empty context under the weights the engines hold."""
@@ -104,10 +113,31 @@ class EngineClient:
         if not len(context):
             raise RequestRefused(f"{request_id} has an empty context; a turn needs a token to go on from")
         turn = _Turn(request_id, context, sampling, on_phase, self._clock(), deadline_s, hints)
-        while True:
-            finish_reason = await self._attempt(turn)
-            if finish_reason not in (None, FinishReason.PREEMPTED):
-                return self._result(turn, finish_reason)
+        with self._listens():
+            while True:
+                finish_reason = await self._attempt(turn)
+                if finish_reason not in (None, FinishReason.PREEMPTED):
+                    return self._result(turn, finish_reason)
+
+    @contextmanager
+    def _listens(self) -> Iterator[None]:
+        """Hear of absent engines for as long as a turn runs."""
+        self._num_running += 1
+        if self._listening is None or self._listening.done():
+            self._listening = asyncio.create_task(self._listen())
+        try:
+            yield
+        finally:
+            self._num_running -= 1
+            if not self._num_running:
+                self._listening.cancel()
+
+    async def _listen(self) -> None:
+        seen = -1
+        with suppress(EngineFailed):  # without a scheduler turns end by themselves
+            while True:
+                seen, absent = await self._scheduler.absent(seen, _LISTEN_S)
+                self._absences.set(absent)
 
     # -- one attempt ---------------------------------------------------------------------------------
 
@@ -131,7 +161,8 @@ class EngineClient:
         except EngineFailed as error:
             turn.num_failures += 1
             if placement is not None:
-                turn.failed_engines |= {placement.prefill_engine, placement.decode_engine}
+                engines = {placement.prefill_engine, placement.decode_engine}
+                turn.failed_engines |= {e for e in engines if e in self._absences} or engines
             if turn.num_failures >= self._config.max_attempts:
                 raise TurnFailed(
                     f"{turn.request_id} failed {turn.num_failures} times, the last time: {error}"
@@ -173,7 +204,8 @@ class EngineClient:
             earlier_ids=turn.token_ids[:],
         )
         turn.on_phase("prefill")
-        reply = await self._prefill_engines[placement.prefill_engine].prefill(job)
+        prefill = self._prefill_engines[placement.prefill_engine].prefill(job)
+        reply = await self._absences.unless_absent(placement.prefill_engine, prefill)
         if isinstance(reply, HitLost):
             return None
         self._count_prefill(turn, reply, len(prompt))
@@ -184,7 +216,8 @@ class EngineClient:
             return reply.finish_reason
         handed_s = self._clock()
         turn.on_phase("decode")
-        generated = await self._decode_engines[placement.decode_engine].generate(placement.request_id)
+        generate = self._decode_engines[placement.decode_engine].generate(placement.request_id)
+        generated = await self._absences.unless_absent(placement.decode_engine, generate)
         self._count_decode(turn, generated, handed_s)
         return generated.finish_reason
 
@@ -193,28 +226,33 @@ class EngineClient:
 
         Where no placement came back, nobody was told of the slots it may have got.
         """
-        if placement is None:
-            resolved = True
-        elif not resolved:
-            resolved = await self._call_back(placement)
-        await self._scheduler.finish(attempt_id, resolved=resolved)
+        if placement is None or resolved:
+            await self._scheduler.finish(attempt_id)
+            return
+        nodes = frozenset((placement.prefill_node, placement.decode_node))
+        unsafe = await self._call_back(placement)
+        await self._scheduler.finish(attempt_id, resolved=not unsafe, safe_nodes=nodes - unsafe)
 
-    async def _call_back(self, placement: Placement) -> bool:
-        """Whether both engines have said that they touch the attempt's slots no more.
+    async def _call_back(self, placement: Placement) -> frozenset[NodeId]:
+        """Nodes where somebody may still touch the attempt's slots, as he has not said that he does not.
 
         Prefill first: once it has answered, nothing more is handed over.
         """
-        resolved = True
-        for engine in (
-            self._prefill_engines[placement.prefill_engine],
-            self._decode_engines[placement.decode_engine],
-        ):
-            try:
-                async with asyncio.timeout(self._abort_deadline_s):
-                    await engine.abort(placement.request_id)
-            except (EngineFailed, TimeoutError):
-                resolved = False
-        return resolved
+        request_id, unsafe = placement.request_id, frozenset[NodeId]()
+        prefill = self._prefill_engines[placement.prefill_engine]
+        decode = self._decode_engines[placement.decode_engine]
+        try:
+            async with asyncio.timeout(self._abort_deadline_s):
+                abort = prefill.abort(request_id)
+                unsafe |= await self._absences.unless_absent(placement.prefill_engine, abort)
+        except (EngineFailed, TimeoutError):
+            unsafe |= {placement.prefill_node, placement.decode_node}
+        try:
+            async with asyncio.timeout(self._abort_deadline_s):
+                await self._absences.unless_absent(placement.decode_engine, decode.abort(request_id))
+        except (EngineFailed, TimeoutError):
+            unsafe |= {placement.decode_node}
+        return unsafe
 
     # -- bookkeeping ---------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from engines.client import ClientParts
@@ -20,6 +20,7 @@ from engines.cluster_bottleneck import bottleneck
 from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.engine_nics import NicsHandle
+from engines.last_answers import LastAnswers
 from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
 from engines.node import NodeNics, NodeProcess
@@ -77,7 +78,10 @@ class ClusterSpec:
 
 @dataclass(slots=True)
 class EngineCluster:
-    """A running set of engines. `weights` is what they hold."""
+    """A running set of engines. `weights` is what they hold.
+
+    Figures of a part that does not answer any more are those it told last.
+    """
 
     spec: ClusterSpec
     layout: BlockLayout
@@ -86,6 +90,7 @@ class EngineCluster:
     prefill_engines: dict[EngineId, Any]
     decode_engines: dict[EngineId, Any]
     weights: Weights
+    _answers: LastAnswers = field(default_factory=LastAnswers)
 
     def client_parts(self) -> ClientParts:
         return ClientParts(
@@ -126,30 +131,26 @@ class EngineCluster:
 
     async def storage_bytes(self) -> dict[NodeId, NodeBytes]:
         """Bytes every node moved through its storage NIC since the start."""
-        moved = await asyncio.gather(*(node.moved() for node in self.nodes.values()))
-        return dict(zip(self.nodes, moved, strict=True))
+        return await self._answers.ask(self.nodes, "moved")
 
     async def node_figures(self) -> dict[NodeId, dict[str, float]]:
         """What every node's storage side has met since the start, by slash-named figure."""
-        figures = await asyncio.gather(*(node.figures() for node in self.nodes.values()))
-        return dict(zip(self.nodes, figures, strict=True))
+        return await self._answers.ask(self.nodes, "figures")
 
     async def prefill_figures(self) -> dict[EngineId, dict[str, float]]:
         """What batches every prefill engine has computed since the start, by figure."""
-        figures = await asyncio.gather(*(engine.figures() for engine in self.prefill_engines.values()))
-        return dict(zip(self.prefill_engines, figures, strict=True))
+        return await self._answers.ask(self.prefill_engines, "figures")
 
     async def failures(self) -> dict[EngineId, str]:
         """What ended engines whose processes still answer."""
         by_id = self.prefill_engines | self.decode_engines
-        found = await asyncio.gather(*(e.failure() for e in by_id.values()), return_exceptions=True)
-        return {i: told for i, told in zip(by_id, found, strict=True) if isinstance(told, str)}
+        found = await self._answers.ask(by_id, "failure")
+        return {engine_id: told for engine_id, told in found.items() if told is not None}
 
     async def token_counts(self) -> dict[EngineId, TokenCounts]:
         """Tokens every engine computed since the start, by kind."""
         by_id = self.prefill_engines | self.decode_engines
-        counts = await asyncio.gather(*(engine.counts() for engine in by_id.values()))
-        return dict(zip(by_id, counts, strict=True))
+        return await self._answers.ask(by_id, "counts")
 
     async def close(self) -> None:
         for part in (*self.engines, *self.nodes.values(), self.scheduler):
@@ -220,6 +221,8 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         weights=spec.weights,
     )
     await _connect(cluster, engine_ids)
+    by_id = cluster.nodes | cluster.prefill_engines | cluster.decode_engines
+    await cluster.scheduler.watch(by_id, cluster.prefill_engines)
     return cluster
 
 

@@ -111,6 +111,11 @@ class SchedulerConfig(SchedulingSettings):
     the block is a miss."""
     max_attempts: int
     """Times a turn is tried before its trajectory ends with an engine error."""
+    heartbeat_s: float
+    """Time between two looks at whether an engine or a node agent answers."""
+    heartbeat_deadline_s: float
+    """One that has not answered for this long is absent: it gets no turns until it answers again, and turns
+    that wait for it are tried elsewhere."""
     decision_log: str | None
     """A file to which the scheduler writes all that its policy is told and decides, a JSON line each, so that
     it can be decided again; null: none."""
@@ -118,6 +123,6 @@ class SchedulerConfig(SchedulingSettings):
     def __post_init__(self) -> None:
         # Not super(): a class with slots is made anew, and super() would look for the one before.
         SchedulingSettings.__post_init__(self)
-        require_above(self, 0, "place_deadline_s")
+        require_above(self, 0, "place_deadline_s", "heartbeat_s", "heartbeat_deadline_s")
         require_at_least(self, 0, "pending_deadline_s")
         require_at_least(self, 1, "max_attempts")

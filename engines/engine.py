@@ -6,6 +6,7 @@ An engine here knows when to refuse work and how to take new weights; what it co
 from __future__ import annotations
 
 import asyncio
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from engines.config import EnginesConfig
 from engines.engine_loop import EngineLoop
 from engines.engine_nics import EngineNics, NicsHandle
-from engines.errors import RequestRefused
+from engines.errors import EngineFailed, RequestRefused
 from engines.model.forward_rounds import ForwardRounds, SharedRounds
 from engines.model.runner import GroupLinks, ModelRunner, NamedArray
 from engines.null_traffic import NullTraffic
@@ -89,6 +90,12 @@ class Engine(ABC):
         self._open.callback(self._traffic.close)
         self._runner.link(GroupLinks(self._send_collective, self._rounds))
         self._events = asyncio.get_running_loop()
+
+    async def alive(self) -> int:
+        """The process's id, as a sign of life. Raises EngineFailed if the engine's loop has ended."""
+        if self._failure is not None:
+            raise EngineFailed(self._failure)
+        return os.getpid()
 
     async def layout(self) -> BlockLayout:
         return self._layout

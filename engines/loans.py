@@ -12,7 +12,7 @@ not answer stays so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import cast
@@ -215,6 +215,25 @@ class Loans:
         self._loans[placement.request_id] = loan
         return loan
 
+    def engine(self, engine_id: EngineId) -> EngineInfo:
+        return self._engines[engine_id]
+
+    def engines_among(self, parts: Collection[str]) -> frozenset[EngineId]:
+        """Engines that are named there, or whose node is."""
+        return frozenset(
+            info.engine_id
+            for info in self._engines.values()
+            if info.engine_id in parts or info.node_id in parts
+        )
+
+    def with_decode_engine(self, engine_id: EngineId) -> list[Loan]:
+        return [loan for loan in self._loans.values() if loan.placement.decode_engine == engine_id]
+
+    def is_mostly_quarantined(self, node_id: NodeId) -> bool:
+        """Whether over half of what the node may lend is set aside."""
+        node = self._nodes[node_id]
+        return 2 * node.pool.num_quarantined > node.pool.num_slots - node.num_reserved
+
     def num_takeable(self, node_id: NodeId) -> int:
         """Slots that could be lent at once."""
         return self._nodes[node_id].num_takeable()
@@ -276,13 +295,20 @@ class Loans:
         self._unshare(loan)
         self._drop_if_over(loan)
 
-    def quarantine(self, loan: Loan) -> None:
-        """Somebody may still read or write what the turn has: nobody else gets it."""
+    def quarantine(self, loan: Loan, safe_nodes: frozenset[NodeId] = frozenset()) -> None:
+        """Somebody may still read or write what the turn has, but for what it has on `safe_nodes`, which is
+        freed: nobody else gets it."""
         for node_id, slots in loan.slots.items():
-            self._nodes[node_id].pool.quarantine(slots)
+            pool = self._nodes[node_id].pool
+            if node_id in safe_nodes:
+                pool.give_back(slots)
+                self._freed.add(node_id)
+            else:
+                pool.quarantine(slots)
         loan.slots.clear()
-        node = self._nodes[loan.placement.prefill_node]
-        for key, slot in loan.shared:
+        prefill_node = loan.placement.prefill_node
+        node = self._nodes[prefill_node]
+        for key, slot in loan.shared if prefill_node not in safe_nodes else ():
             node.unsafe.add(slot)
             if node.dram.find(key) == slot:
                 node.dram.drop(key)

@@ -8,6 +8,7 @@ engines.node_reads.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -188,6 +189,10 @@ class NodeAgent:
             await self._scheduler.announce(stored, (), weights_id)
             num_stored += len(stored)
         return num_stored
+
+    async def alive(self) -> int:
+        """The process's id, as a sign of life."""
+        return os.getpid()
 
     async def moved(self) -> NodeBytes:
         return NodeBytes(

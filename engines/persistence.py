@@ -253,7 +253,7 @@ class Persistence:
         try:
             async with asyncio.timeout(self._deadline_s):
                 keys = [outgoing.key for outgoing in pack]
-                stored = await self._scheduler.expect(keys, pack[0].weights_id)
+                stored = await self._scheduler.expect(keys, pack[0].weights_id, request_id)
         except (EngineFailed, TimeoutError) as error:
             logger.warning("blocks of %s may not be found by its next turn: %s", request_id, error)
         finally:

@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 
+from engines.absences import Absences
 from engines.engine import Engine, EngineParts
 from engines.errors import EngineFailed
 from engines.model.runner import BatchShape
@@ -54,6 +55,7 @@ class PrefillEngine(Engine):
         self._running: list[PromptProgress] = []
         self._turns: dict[RequestId, asyncio.Task[FirstToken | HitLost]] = {}
         self._aborted: set[RequestId] = set()
+        self._absences = Absences()
         self._reads: TurnReads
         self._peak_resident_layers = 0
         self._batching = PrefillBatching(parts.config, parts.scheduling, parts.runner)
@@ -68,7 +70,7 @@ class PrefillEngine(Engine):
     ) -> None:
         """Join the cluster and begin to serve. `staging` is the own node's memory."""
         self._map(staging)
-        self._reads = TurnReads(nodes, self._config.step_deadline_s)
+        self._reads = TurnReads(nodes, self._config.step_deadline_s, self._absences)
         self._scheduler = scheduler
         self._decode_engines = decode_engines
         self._regions = regions
@@ -87,8 +89,15 @@ class PrefillEngine(Engine):
         turn.add_done_callback(lambda turn: self._forget(request_id, turn))
         return await asyncio.shield(turn)
 
-    async def abort(self, request_id: RequestId) -> None:
-        """End a turn; returns when no read, step or hand-over touches its slots any more."""
+    async def set_absent(self, absent: frozenset[str]) -> None:
+        """These engines and nodes do not answer: wait for none of them."""
+        self._absences.set(absent)
+
+    async def abort(self, request_id: RequestId) -> frozenset[NodeId]:
+        """End a turn; returns when no read, step or hand-over touches its slots any more.
+
+        But for reads of the nodes that are returned: they were to read for the turn and gave no answer.
+        """
         turn = self._turns.get(request_id)
         if turn is not None:
             self._aborted.add(request_id)
@@ -98,8 +107,7 @@ class PrefillEngine(Engine):
             await asyncio.wait([turn], timeout=self._config.step_deadline_s)
         if turn is not None and not turn.done():
             raise EngineFailed(f"{self._engine_id} could not end {request_id}")
-        if self._reads.was_left_unanswered(request_id):
-            raise EngineFailed(f"a node that was to read for {request_id} did not answer")
+        return self._reads.unanswered_by(request_id)
 
     async def peak_resident_layers(self) -> int:
         """Most layers of hit KV that were ever in HBM at once."""
@@ -191,7 +199,8 @@ class PrefillEngine(Engine):
             sample_id=job.sample_id,
             earlier_ids=job.earlier_ids,
         )
-        await self._decode_engines[job.placement.decode_engine].hand_over(turn)
+        engine_id = job.placement.decode_engine
+        await self._absences.unless_absent(engine_id, self._decode_engines[engine_id].hand_over(turn))
         return finish_reason
 
     # -- on the engine loop --------------------------------------------------------------------------

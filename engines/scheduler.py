@@ -16,12 +16,14 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from engines.config import SchedulerConfig
 from engines.decision_log import open_placement
 from engines.errors import PlacementTimeout, RequestRefused
+from engines.expected_blocks import ExpectedBlocks
 from engines.loans import Loan, Loans
 from engines.read_mover import ReadMover
 from engines.read_planner import ReadPlanner
@@ -94,6 +96,11 @@ class Scheduler:
         self._cluster: _Cluster | None = None
         self._paused = False
         self._changed = asyncio.Event()
+        self._expected = ExpectedBlocks()
+        self._absent: frozenset[str] = frozenset()
+        self._out: frozenset[EngineId] = frozenset()
+        self._num_absences = 0
+        self._absence_news = asyncio.Event()
         self._last_fetch_s = -sys.float_info.max
         self._fetch_alarm: asyncio.TimerHandle | None = None
         self._decisions: BinaryIO | None = None
@@ -129,6 +136,37 @@ class Scheduler:
                 self._queue_for_engines(waiting)
         self._go_on()
 
+    async def set_absent(self, absent: frozenset[str]) -> None:
+        """These engines and nodes do not answer now, and no others.
+
+        An absent engine, or one of an absent node, gets no turns until it is back, and nobody waits for the
+        blocks it was to make. Placed turns are their clients' to end; what was handed over to a decode engine
+        stays with it, as it gives it back itself should it return. Where over half of a node is set aside by
+        then, its engines stay out.
+        """
+        self._absent, before = absent, self._out
+        out = self._loans.engines_among(absent)
+        stay_out = {
+            e for e in before - out if self._loans.is_mostly_quarantined(self._loans.engine(e).node_id)
+        }
+        self._out = out | stay_out
+        for engine_id in self._out - before:
+            self._take_out(engine_id)
+        for engine_id in before - self._out:
+            self._placement.add_engine(self._loans.engine(engine_id))
+        self._num_absences += 1
+        self._absence_news.set()
+        self._absence_news = asyncio.Event()
+        self._go_on()
+
+    async def absent(self, seen: int, wait_s: float) -> tuple[int, frozenset[str]]:
+        """All absent engines and nodes, and the number of this news; waits for others than number `seen`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while self._num_absences == seen:
+                    await self._absence_news.wait()
+        return self._num_absences, self._absent
+
     # -- the life of a turn --------------------------------------------------------------------------
 
     async def submit(self, request: TurnRequest) -> Placement:
@@ -149,7 +187,7 @@ class Scheduler:
                 return waiting.answer.result()  # placed in the last moment
             raise PlacementTimeout(
                 f"{request.request_id} found no place within {request.deadline_s:.1f} s; "
-                f"{len(self._queue)} turns wait, {len(self._loans)} are placed"
+                f"{len(self._queue)} turns wait, {len(self._loans)} are placed{self._told_absent()}"
             ) from None
         finally:
             if self._queue.get(request.request_id) is waiting:
@@ -212,8 +250,11 @@ class Scheduler:
         self._reads.set_late(node_id, self._loans.num_late(node_id))
         self._go_on()
 
-    async def finish(self, request_id: RequestId, *, resolved: bool = True) -> None:
-        """The attempt is over. `resolved=False`: somebody may still write into its slots.
+    async def finish(
+        self, request_id: RequestId, *, resolved: bool = True, safe_nodes: frozenset[NodeId] = frozenset()
+    ) -> None:
+        """The attempt is over. `resolved=False`: somebody may still write into its slots, but for those of
+        `safe_nodes`.
 
         Decode slots of a turn that was handed over stay with the decode engine until it has stored
         what is in them.
@@ -223,8 +264,14 @@ class Scheduler:
             self._queue.take_back(request_id)
             return
         self._end(loan)
-        if not (loan.handed_over and resolved):
-            (self._loans.take_back if resolved else self._loans.quarantine)(loan)
+        is_out = loan.placement.decode_engine in self._out
+        if not (loan.handed_over and (resolved or is_out)):
+            if resolved:
+                self._loans.take_back(loan)
+            else:
+                self._loans.quarantine(loan, safe_nodes)
+            self._forget_new_keys(loan)
+        elif is_out:
             self._forget_new_keys(loan)
         self._go_on()
 
@@ -234,13 +281,19 @@ class Scheduler:
         """Those of `keys` that need not be written: they are stored. One that is only pending may fail."""
         return tuple(key for key in keys if self._index.is_stored(key))
 
-    async def expect(self, keys: Sequence[BlockKey], weights_id: WeightsId) -> tuple[BlockKey, ...]:
+    async def expect(
+        self, keys: Sequence[BlockKey], weights_id: WeightsId, request_id: RequestId | None = None
+    ) -> tuple[BlockKey, ...]:
         """These generated blocks are being persisted, but for those returned, which are stored already.
 
-        A lookup that meets one of them waits for it.
+        A lookup that meets one of them waits for it, unless the engine that decodes `request_id` is absent.
         """
-        if weights_id == self._weights.weights_id:
+        loan = None if request_id is None else self._loans.get(request_id)
+        maker = None if loan is None else loan.placement.decode_engine
+        if weights_id == self._weights.weights_id and maker not in self._out:
             self._index.expect(keys, weights_id)
+            if maker is not None:
+                self._expected.add(maker, keys)
         return await self.stored(keys)
 
     async def announce(
@@ -251,6 +304,8 @@ class Scheduler:
             for block in stored:
                 self._index.announce(block.key, block.location, weights_id, block.parent)
             self._index.cancel(failed)
+            self._expected.stored(block.key for block in stored)
+            self._expected.failed(failed)
             self._keep_store({block.location.segment for block in stored})
             self._wake(block.key for block in stored)
             self._wake(failed)
@@ -259,9 +314,12 @@ class Scheduler:
     # -- weights -------------------------------------------------------------------------------------
 
     async def pause(self, deadline_s: float) -> None:
-        """Place nothing more; return when no turn is placed and no persist is pending."""
+        """Place nothing more; return when no turn is placed and no persist is pending.
+
+        What an absent decode engine never gave back is not waited for.
+        """
         self._paused = True
-        await self._until(lambda: not self._loans and not self._index.num_pending, deadline_s)
+        await self._until(lambda: not self._num_at_work() and not self._index.num_pending, deadline_s)
 
     async def resume(self) -> None:
         self._paused = False
@@ -271,6 +329,7 @@ class Scheduler:
         """Engines hold `weights` now: what was keyed with others is never hit again."""
         self._weights = weights
         self._index.drop_weights_except(weights.weights_id)
+        self._expected.clear()
         self._loans.empty_dram()
         self._keep_store(())
         self._queue.refuse_all(self._stale)
@@ -290,6 +349,7 @@ class Scheduler:
             "buffer_waits": self._buffer_waits,
             "buffer_wait_s": self._buffer_wait_s,
             "placed": len(self._loans),
+            "absent_engines": len(self._out),
             "indexed_blocks": len(self._index),
             "lost_blocks": self._lost_blocks,
             "stored_bytes": self._index.stored_bytes,
@@ -505,6 +565,28 @@ class Scheduler:
         self._placement.prefilled(loan.placement.request_id)
         self._reads.end(loan.placement.request_id, moved)
         self._index.unpin(loan.segments)
+
+    def _take_out(self, engine_id: EngineId) -> None:
+        """The engine is absent."""
+        for request_id in self._placement.remove_engine(engine_id):
+            waiting = self._queue.get(request_id)
+            if waiting is not None:
+                self._slot_queue.leave(request_id)
+                self._queue_for_engines(waiting)
+        keys = self._expected.take_from(engine_id)
+        self._index.cancel(keys)
+        self._wake(keys)
+        for loan in self._loans.with_decode_engine(engine_id):
+            if loan.finished:
+                self._forget_new_keys(loan)
+
+    def _num_at_work(self) -> int:
+        """Placed turns, but for those that only an absent decode engine still holds."""
+        left = (loan for engine_id in self._out for loan in self._loans.with_decode_engine(engine_id))
+        return len(self._loans) - sum(loan.finished for loan in left)
+
+    def _told_absent(self) -> str:
+        return f"; no answer from {', '.join(sorted(self._absent))}" if self._absent else ""
 
     def _forget_new_keys(self, loan: Loan) -> None:
         """Nobody will announce what became of the blocks the turn was to make."""

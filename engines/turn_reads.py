@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from engines.absences import Absences
 from engines.block_spans import blocks_of
 from engines.errors import EngineFailed
 from engines.peers import NodePeer
@@ -78,12 +79,15 @@ class LoadedHit:
 class TurnReads:
     """One per prefill engine, on its event loop."""
 
-    def __init__(self, nodes: Mapping[NodeId, NodePeer], deadline_s: float) -> None:
-        """`deadline_s`: longest the reads of one turn may take."""
+    def __init__(
+        self, nodes: Mapping[NodeId, NodePeer], deadline_s: float, absences: Absences | None = None
+    ) -> None:
+        """`deadline_s`: longest the reads of one turn may take. Nodes that `absences` names end them."""
         self._nodes = nodes
         self._deadline_s = deadline_s
+        self._absences = absences or Absences()
         self._turns: dict[RequestId, _TurnRead] = {}
-        self._unanswered: set[RequestId] = set()
+        self._unanswered: dict[RequestId, frozenset[NodeId]] = {}
 
     def __len__(self) -> int:
         """Turns that are being read."""
@@ -94,12 +98,12 @@ class TurnReads:
 
         Raises EngineFailed if a node gave no answer: it may still write into the turn's slots.
         """
-        turn = _TurnRead(placement, self._nodes, self._deadline_s)
+        turn = _TurnRead(placement, self._nodes, self._deadline_s, self._absences)
         self._turns[placement.request_id] = turn
         try:
             return await turn.run()
         except EngineFailed:
-            self._unanswered.add(placement.request_id)
+            self._unanswered[placement.request_id] = frozenset(turn.unanswered)
             raise
         finally:
             del self._turns[placement.request_id]
@@ -110,19 +114,25 @@ class TurnReads:
         if turn is not None:
             await turn.drop()
 
-    def was_left_unanswered(self, request_id: RequestId) -> bool:
-        """Whether a node was to read for the turn and gave no answer. Asked once a turn."""
-        was = request_id in self._unanswered
-        self._unanswered.discard(request_id)
-        return was
+    def unanswered_by(self, request_id: RequestId) -> frozenset[NodeId]:
+        """Nodes that were to read for the turn and gave no answer. Asked once a turn."""
+        return self._unanswered.pop(request_id, frozenset())
 
 
 class _TurnRead:
     """One turn's reads."""
 
-    def __init__(self, placement: Placement, nodes: Mapping[NodeId, NodePeer], deadline_s: float) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        nodes: Mapping[NodeId, NodePeer],
+        deadline_s: float,
+        absences: Absences,
+    ) -> None:
         self._placement = placement
         self._nodes = nodes
+        self._absences = absences
+        self.unanswered: set[NodeId] = set()
         self._end_s = time.monotonic() + deadline_s
         hit = list(placement.hit_blocks())
         self._blocks = [block for _, _, block in hit]
@@ -162,7 +172,8 @@ class _TurnRead:
     async def _drop_on(self, node_id: NodeId) -> None:
         with suppress(EngineFailed, TimeoutError):  # whoever waits for its answer finds out
             async with asyncio.timeout(_ANSWER_SLACK_S):
-                await self._nodes[node_id].drop(self._placement.request_id)
+                drop = self._nodes[node_id].drop(self._placement.request_id)
+                await self._absences.unless_absent(node_id, drop)
 
     def _start(self, side: ReadSide, blocks: Sequence[int]) -> None:
         if blocks:
@@ -176,13 +187,18 @@ class _TurnRead:
         node, left_s = self._nodes[node_id], max(0.0, self._end_s - time.monotonic())
         try:
             async with asyncio.timeout(left_s + _ANSWER_SLACK_S):
-                answer = await node.load(self._placement.request_id, self._loads(blocks), side, left_s)
+                load = node.load(self._placement.request_id, self._loads(blocks), side, left_s)
+                answer = await self._absences.unless_absent(node_id, load)
                 gone = self._move(answer.moved)
                 while answer.results is None:
-                    answer = await node.rest(answer.load_id)
+                    answer = await self._absences.unless_absent(node_id, node.rest(answer.load_id))
                     gone |= self._move(answer.moved)
         except TimeoutError:
+            self.unanswered.add(node_id)
             raise EngineFailed(f"{node_id} did not end its reads within {left_s:.1f} s") from None
+        except EngineFailed:
+            self.unanswered.add(node_id)
+            raise
         stayed = (block for block in blocks if block not in gone)
         for block, result in zip(stayed, answer.results, strict=True):
             self._results[block] = result

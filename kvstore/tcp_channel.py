@@ -25,6 +25,8 @@ _SHORTEST_WAIT_S = 1e-5
 _LONGEST_WAIT_S = 1.0
 """A system call ends after this at the latest; it is made again until the time is over. As most calls have
 more time than this, the kernel need not be told the time for each of them."""
+_SILENCE_S = 10.0
+"""A peer that neither takes nor gives a byte of a message for so long is taken to be stopped."""
 _KEEPALIVE = (
     (socket.TCP_KEEPIDLE, 30),
     (socket.TCP_KEEPINTVL, 10),
@@ -39,7 +41,7 @@ class ChannelError(Exception):
 
 
 class ChannelLateError(ChannelError):
-    """The time was over before all bytes had moved."""
+    """The time was over before all bytes had moved, or the other end was silent for too long."""
 
 
 class TcpChannel:
@@ -104,13 +106,18 @@ class TcpChannel:
         timeout_option: int,
         some: Callable[[Sequence[memoryview]], int],
     ) -> None:
-        rest, first = list(pieces), 0
+        rest, first, heard_s = list(pieces), 0, None
         try:
             while first < len(rest):
                 self._set_timeout(timeout_option, end_s)
                 # Where the time is over, this is short, or raises if nothing moved at all.
-                with suppress(BlockingIOError):
+                try:
                     first = _skip(rest, first, some(rest[first : first + _MAX_PIECES]))
+                    heard_s = None
+                except BlockingIOError:
+                    heard_s = heard_s or time.monotonic() - _LONGEST_WAIT_S
+                    if time.monotonic() - heard_s > _SILENCE_S:
+                        raise ChannelLateError(f"the other end was silent for {_SILENCE_S:.0f} s") from None
         except OSError as error:
             raise ChannelError(error.strerror or str(error)) from error
 

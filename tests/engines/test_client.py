@@ -54,6 +54,14 @@ class Cluster:
     now_s: float = 100.0
     requests: list[TurnRequest] = field(default_factory=list)
     jobs: list[PrefillJob] = field(default_factory=list)
+    unanswered_by: frozenset[NodeId] = frozenset()
+    """Nodes that the prefill engine names when it lets go of a turn."""
+    decode_stops: bool = False
+    """The decode engine is stopped as soon as it has its first turn, and the scheduler finds out."""
+    absent_parts: frozenset[str] = frozenset()
+    news: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    safe_nodes: list[frozenset[NodeId]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     """Calls that end an attempt, in order."""
 
@@ -70,6 +78,9 @@ class Cluster:
     async def submit(self, request: TurnRequest) -> Placement:
         weights = await self.weights()
         self.requests.append(request)
+        if self.absent_parts:  # the next one is there
+            self.set_absent()
+            await asyncio.sleep(0.01)
         if self.refuses is not None:
             raise self.refuses
         self.now_s += 1
@@ -88,7 +99,20 @@ class Cluster:
             waited=PhaseSeconds(queue=0.5, buffer_wait=0.25),
         )
 
-    async def finish(self, request_id: RequestId, *, resolved: bool = True) -> None:
+    async def absent(self, seen: int, wait_s: float) -> tuple[int, frozenset[str]]:
+        if self.news == seen:
+            await self.changed.wait()
+            self.changed.clear()
+        return self.news, self.absent_parts
+
+    def set_absent(self, *parts: str) -> None:
+        self.news, self.absent_parts = self.news + 1, frozenset(parts)
+        self.changed.set()
+
+    async def finish(
+        self, request_id: RequestId, *, resolved: bool = True, safe_nodes: frozenset[NodeId] = frozenset()
+    ) -> None:
+        self.safe_nodes.append(safe_nodes)
         self.said.append(f"finish {request_id} {'resolved' if resolved else 'unresolved'}")
 
     def answer(self, script: Script) -> FirstToken | HitLost | GenerateResult:
@@ -116,8 +140,9 @@ class PrefillSide:
         assert not isinstance(answer, GenerateResult)
         return answer
 
-    async def abort(self, request_id: RequestId) -> None:
+    async def abort(self, request_id: RequestId) -> frozenset[NodeId]:
         await self.cluster.aborted("prefill", request_id)
+        return self.cluster.unanswered_by
 
 
 @dataclass
@@ -125,6 +150,9 @@ class DecodeSide:
     cluster: Cluster
 
     async def generate(self, request_id: RequestId) -> GenerateResult:
+        if self.cluster.decode_stops and len(self.cluster.requests) == 1:
+            self.cluster.set_absent("d", "dn")
+            await asyncio.Event().wait()
         answer = self.cluster.answer(self.cluster.decode_script)
         assert isinstance(answer, GenerateResult)
         return answer
@@ -257,6 +285,22 @@ def test_slots_of_engines_that_do_not_let_go_are_unresolved_and_both_are_asked(h
         "finish turn#1 unresolved",
         "finish turn#2 resolved",
     ]
+
+
+def test_a_turn_whose_decode_engine_stops_answering_is_tried_again_without_waiting_for_it() -> None:
+    cluster = Cluster(deque([first(5), first(5)]), deque([generated(5, 6)]), decode_stops=True)
+    assert list(run_turn(cluster).token_ids) == [5, 6]
+    assert cluster.said[:2] == ["prefill abort turn#1", "finish turn#1 unresolved"]
+    assert cluster.safe_nodes[0] == {"pn"}
+    assert cluster.requests[1].failed_engines == {"d"}
+
+
+def test_only_the_node_that_gave_the_prefill_engine_no_answer_is_unsafe() -> None:
+    cluster = Cluster(deque([EngineFailed("broke"), first(5)]), deque([generated(5, 6)]))
+    cluster.unanswered_by = frozenset((NodeId("dn"),))
+    run_turn(cluster)
+    assert cluster.said[2] == "finish turn#1 unresolved"
+    assert cluster.safe_nodes[0] == {"pn"}
 
 
 def test_after_the_last_attempt_the_turn_fails_with_the_last_reason() -> None:

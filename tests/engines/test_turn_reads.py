@@ -282,8 +282,8 @@ def test_a_node_that_dies_as_blocks_move_to_it_fails_the_turn_once_the_other_sid
             pair.stores[PREFILL].let_go()
             with pytest.raises(EngineFailed, match="decode-0 is dead"):
                 await loading
-            assert pair.reads.was_left_unanswered(TURN)
-            assert not pair.reads.was_left_unanswered(TURN)
+            assert pair.reads.unanswered_by(TURN) == {NODES[DECODE]}
+            assert not pair.reads.unanswered_by(TURN)
             assert len(pair.reads) == 0
             assert (await pair.agents[PREFILL].moved()).read_prefill_side == 2 * SMALL.full_block_bytes
 

@@ -50,6 +50,8 @@ def scheduler_config(**changes: Any) -> SchedulerConfig:
         "place_deadline_s": 5.0,
         "pending_deadline_s": 5.0,
         "max_attempts": 1,
+        "heartbeat_s": 0.1,
+        "heartbeat_deadline_s": 5.0,
         "decision_log": None,
     }
     return SchedulerConfig(**(asdict(PAPER) | own | changes))
