@@ -130,8 +130,9 @@ class EngineCluster:
         await self.resume()
 
     async def storage_bytes(self) -> dict[NodeId, NodeBytes]:
-        """Bytes every node moved through its storage NIC since the start."""
-        return await self._answers.ask(self.nodes, "moved")
+        """Bytes every node moved through its storage NIC since the start; none of one that never told."""
+        told = await self._answers.ask(self.nodes, "moved")
+        return {node_id: told.get(node_id, NodeBytes()) for node_id in self.nodes}
 
     async def node_figures(self) -> dict[NodeId, dict[str, float]]:
         """What every node's storage side has met since the start, by slash-named figure."""
