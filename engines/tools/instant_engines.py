@@ -15,9 +15,10 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,7 @@ from kvstore.store import BlockLocation
 _REPORT_PERIOD_S = 0.03
 _SEGMENT_BLOCKS = 4096
 _DEADLINE_S = 120.0
+T = TypeVar("T")
 _FIRST_BLOCK = BlockId(0)
 
 
@@ -176,8 +178,18 @@ class _Traffic:
     def slot(self, slot_id: int) -> npt.NDArray[np.uint8]:
         return self._slot
 
-    def store_block(self, source: torch.Tensor, slot: int) -> None:
+    def store_blocks(self, pool: torch.Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
         pass
+
+
+class _Copier:
+    """A decode engine's copier whose copies have ended when they are asked for."""
+
+    def copy(self, move: Callable[[], T], then: Callable[[Future[T]], None]) -> Future[T]:
+        copied: Future[T] = Future()
+        copied.set_result(move())
+        then(copied)
+        return copied
 
 
 class _Decode:
@@ -192,6 +204,7 @@ class _Decode:
             store,  # type: ignore[arg-type]
             scheduler,
             PersistReserve(cluster.reserves[info.engine_id], cluster.pack_blocks),
+            _Copier(),  # type: ignore[arg-type]
             run_on_loop=self._on_loop,
             deadline_s=_DEADLINE_S,
         )
