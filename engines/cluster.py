@@ -28,6 +28,7 @@ from engines.oracle_node import OracleNode
 from engines.persist_reserve import num_reserve_slots, reserve_of
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess, resolve_device
 from engines.scheduler_process import SchedulerProcess
+from engines.timeline import Span
 from engines.types import (
     ClusterSpeeds,
     EngineId,
@@ -74,6 +75,8 @@ class ClusterSpec:
     rates: ClusterConfig
     paced: PacedSpec | None = None
     """What paced engines run, in place of the model at model_path."""
+    trace_every: int = 0
+    """Every n-th turn is drawn (engines.timeline); 0: none."""
 
 
 @dataclass(slots=True)
@@ -152,6 +155,12 @@ class EngineCluster:
         """Tokens every engine computed since the start, by kind."""
         by_id = self.prefill_engines | self.decode_engines
         return await self._answers.ask(by_id, "counts")
+
+    async def spans(self) -> list[Span]:
+        """What was recorded of engines and nodes that still answer."""
+        parts = [*self.engines, *self.nodes.values()]
+        found = await asyncio.gather(*(part.spans() for part in parts), return_exceptions=True)
+        return [span for spans in found if not isinstance(spans, BaseException) for span in spans]
 
     async def close(self) -> None:
         for part in (*self.engines, *self.nodes.values(), self.scheduler):
@@ -280,6 +289,9 @@ async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[N
         await cluster.scheduler.register_node(node_id, handles[node_id].num_slots, cluster.layout)
     regions = {node_id: await node.region() for node_id, node in cluster.nodes.items()}
     await _share_nics(cluster, engine_ids)
+    if cluster.spec.trace_every:
+        for part in (*cluster.engines, *cluster.nodes.values()):
+            await part.trace(cluster.spec.trace_every)
     if cluster.spec.engines.group_lockstep:
         await _share_rounds(list(cluster.prefill_engines.values()))
     for engine_id, engine in cluster.decode_engines.items():

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from engines.block_pool import BlockPool
 from engines.copier import Copier
+from engines.decode_trace import DecodeTrace
 from engines.engine import Engine, EngineParts
 from engines.errors import EngineFailed
 from engines.model.runner import DecodeRow
@@ -106,6 +107,7 @@ class DecodeEngine(Engine):
         self._results: dict[RequestId, asyncio.Future[GenerateResult]] = {}
         self._num_arriving = 0
         self._num_preempted = 0
+        self._trace = DecodeTrace(self._timeline)
 
     async def connect(
         self,
@@ -266,6 +268,8 @@ class DecodeEngine(Engine):
         self._running += self._copied
         self._copied = []
         ready = self._grow()
+        if self._timeline.is_on:
+            self._trace.follow([running.request_id for running in ready])
         for batch in self._batches(ready):
             self._decode(batch)
         return bool(ready) or self._persistence.copying
@@ -301,7 +305,8 @@ class DecodeEngine(Engine):
             running.table = table
             running.admitted_s = time.monotonic()
             row, slots = self._row(running), running.turn.placement.decode_slots
-            copy = self._copier.copy(partial(self._copy_in, row, slots), partial(self._end_copy, running))
+            copy_in = partial(self._copy_in, running.request_id, row, slots)
+            copy = self._copier.copy(copy_in, partial(self._end_copy, running))
             self._copying[running.request_id] = (running, copy)
 
     def _end_copy(self, running: _Running, copy: Future[None]) -> None:
@@ -408,8 +413,11 @@ class DecodeEngine(Engine):
 
     # -- on the copier's thread ----------------------------------------------------------------------
 
-    def _copy_in(self, row: DecodeRow, slots: Sequence[SlotId]) -> None:
+    def _copy_in(self, request_id: RequestId, row: DecodeRow, slots: Sequence[SlotId]) -> None:
+        started_s = time.monotonic()
         self._traffic.load_blocks(self._kv, row.block_table[: len(slots)], slots)
+        if self._timeline.samples(request_id):
+            self._timeline.add("copy-in", request_id, started_s, blocks=len(slots))
         self._runner.begin_decode(row)
 
     def _fail_all(self, failure: str) -> None:

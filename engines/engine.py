@@ -21,6 +21,7 @@ from engines.model.runner import GroupLinks, ModelRunner, NamedArray
 from engines.null_traffic import NullTraffic
 from engines.scheduling.settings import SchedulingSettings
 from engines.stopping import Decoder
+from engines.timeline import Span, Timeline
 from engines.traffic_manager import TrafficManager, open_traffic_manager
 from engines.types import EngineId, Forward, Placement, TokenCounts, Weights
 from kvstore.layout import BlockLayout
@@ -60,6 +61,7 @@ class Engine(ABC):
         self._open = ExitStack()
         self._open.callback(parts.transport.close)
         self._failure: str | None = None
+        self._timeline = Timeline(engine_id)
         self._loop = EngineLoop(engine_id, self._step, self._fail_all)
 
     async def share_nics(self, handle: NicsHandle) -> None:
@@ -122,6 +124,14 @@ class Engine(ABC):
     async def moved_bytes(self) -> dict[str, int]:
         """Bytes moved since the start, by hop."""
         return self._traffic.by_hop()
+
+    async def trace(self, every: int) -> None:
+        """Record what is done for every `every`-th turn."""
+        self._timeline.sample(every)
+
+    async def spans(self) -> tuple[Span, ...]:
+        """What was recorded, for a picture."""
+        return self._timeline.spans()
 
     async def close(self) -> None:
         self._loop.stop(self._config.step_deadline_s)

@@ -24,6 +24,7 @@ from engines.cluster_config import ClusterConfig
 from engines.node_reads import NodeReads, ReadRules
 from engines.peers import SchedulerPeer
 from engines.snic_windows import SnicWindows
+from engines.timeline import Lanes, Span, Timeline
 from engines.types import (
     AnnouncedBlock,
     BlockLoad,
@@ -113,7 +114,9 @@ class NodeAgent:
         self._region = self._server.register(staging)
         self._windows = SnicWindows()
         self._scheduler: SchedulerPeer
-        self._reads = NodeReads(node_id, self._store, staging, rules, self._windows)
+        self._timeline = Timeline(node_id)
+        self._write_lanes = Lanes("snic write")
+        self._reads = NodeReads(node_id, self._store, staging, rules, self._windows, self._timeline)
         self._threads = ThreadPoolExecutor(_PARALLEL_WRITES, thread_name_prefix=f"{node_id}-io")
         self._written_bytes = 0
 
@@ -162,7 +165,8 @@ class NodeAgent:
             )
             for block in blocks
         ]
-        locations = await self._in_thread(self._store.write, writes, deadline_s)
+        with self._timeline.during(self._write_lanes, "write", blocks=len(blocks)):
+            locations = await self._in_thread(self._store.write, writes, deadline_s)
         num_stored = sum(location is not None for location in locations)
         self._written_bytes += num_stored * self._layout.full_block_bytes
         self._windows.add(time.time(), written_bytes=num_stored * self._layout.full_block_bytes)
@@ -224,6 +228,14 @@ class NodeAgent:
     async def storage_traffic(self) -> dict[str, int]:
         """Bytes that passed the storage NIC since the start, by hop."""
         return self._store.ledger.by_hop(STORAGE_HOPS)
+
+    async def trace(self, every: int) -> None:
+        """Record the reads of every `every`-th turn, and all writes."""
+        self._timeline.sample(every)
+
+    async def spans(self) -> tuple[Span, ...]:
+        """What was recorded, for a picture."""
+        return self._timeline.spans()
 
     # -- NICs of limited rate ------------------------------------------------------------------------
 

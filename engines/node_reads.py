@@ -25,6 +25,7 @@ from engines.read_queue import Chunk, ReadQueue, carried_out
 from engines.read_reporter import ReadReporter
 from engines.slot_contents import SlotContents
 from engines.snic_windows import SnicWindows
+from engines.timeline import Lanes, Timeline
 from engines.types import (
     BlockLoad,
     LoadId,
@@ -65,6 +66,7 @@ class ReadRules:
 class _Load:
     """A load that is not answered in full yet."""
 
+    request_id: RequestId
     side: ReadSide
     blocks: list[int]
     end_s: float
@@ -96,8 +98,11 @@ class NodeReads:
         staging: StagingMemory,
         rules: ReadRules,
         windows: SnicWindows,
+        timeline: Timeline,
     ) -> None:
         self._node_id = node_id
+        self._timeline = timeline
+        self._lanes = Lanes("snic read")
         self._store = store
         self._staging = staging
         self._rules = rules
@@ -132,7 +137,7 @@ class NodeReads:
         """Read blocks behind all that was asked for before, or see that they are in their slots already."""
         now_s = time.monotonic()
         load_id = LoadId(next(self._ids))
-        load = _Load(side, [one.block for one in loads], now_s + deadline_s)
+        load = _Load(request_id, side, [one.block for one in loads], now_s + deadline_s)
         assert len(set(load.blocks)) == len(loads), "a block is asked for twice"
         self._loads[load_id] = load
         if load.is_over:  # there is nothing to do
@@ -259,7 +264,24 @@ class NodeReads:
             reading = asyncio.get_running_loop().run_in_executor(
                 self._readers, self._read, chunk, load.deadline_s(now_s)
             )
+            if self._timeline.samples(load.request_id):
+                lane, draw = self._lanes.take(), self._draw
+                reading.add_done_callback(partial(draw, load, chunk, lane, self._timeline.now_s()))
             reading.add_done_callback(partial(self._chunk_ended, chunk))
+
+    def _draw(self, load: _Load, chunk: Chunk, lane: str, start_s: float, done: object) -> None:
+        moved = any(one.moved for one in chunk.loads)
+        self._timeline.add(
+            lane,
+            f"read {load.side.value} side{', moved' if moved else ''}",
+            start_s,
+            turn=load.request_id,
+            first_block=chunk.loads[0].block,
+            last_block=chunk.loads[-1].block,
+            nbytes=chunk.nbytes,
+            moved=moved,
+        )
+        self._lanes.give_back(lane)
 
     def _read(self, chunk: Chunk, deadline_s: float) -> list[BlockReadResult]:
         """In a thread."""

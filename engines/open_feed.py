@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from engines.batch_trace import BatchTrace
 from engines.config import EnginesConfig
 from engines.model.runner import BatchShape, LayerFeed, ModelRunner
 from engines.null_feed import NullFeed
@@ -51,12 +52,13 @@ def open_feed(
     shape: BatchShape,
     rows: Sequence[FeedRow],
     config: EnginesConfig,
+    trace: BatchTrace | None = None,
 ) -> BatchFeed:
     """The feed that the configuration asks for; it begins to load at once."""
     if config.oracle:
         return NullFeed(runner.new_buffer(shape), rows, runner.layout)
     if config.prefill_layerwise:
         buffers = [runner.new_buffer(shape) for _ in range(2)]
-        return PrefillFeed(traffic, buffers, shape, rows, config.step_deadline_s)
+        return PrefillFeed(traffic, buffers, shape, rows, config.step_deadline_s, trace)
     buffers = [runner.new_buffer(shape) for _ in range(runner.layout.num_layers)]
-    return WholePromptFeed(traffic, buffers, shape, rows, config.step_deadline_s)
+    return WholePromptFeed(traffic, buffers, shape, rows, config.step_deadline_s, trace)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 
 from engines.absences import Absences
+from engines.batch_trace import BatchTrace, TracedFeed
 from engines.engine import Engine, EngineParts
 from engines.errors import EngineFailed
 from engines.model.runner import BatchShape
@@ -241,15 +242,18 @@ class PrefillEngine(Engine):
         started_s = time.monotonic()
         rows = [ready.row(tokens) for ready, tokens in batch]
         shape = BatchShape(tuple(row.hit_tokens for row in rows), tuple(len(row.token_ids) for row in rows))
-        feed = self._open_feed(shape, batch)
+        trace = self._trace_of(batch)
+        feed = self._open_feed(shape, batch, trace)
         ended = [index for index, (ready, tokens) in enumerate(batch) if ready.is_last(tokens)]
         try:
-            logits = self._runner.prefill(rows, feed)
+            logits = self._runner.prefill(rows, feed if trace is None else TracedFeed(feed, trace))
             specs = [self._spec(batch[index][0].job) for index in ended]
             sampled = dict(zip(ended, sample(logits[ended], specs), strict=True)) if ended else {}
         finally:
             feed.finish()
         ended_s = time.monotonic()
+        if trace is not None:
+            trace.add("forward", f"prefill of {len(rows)}", started_s, new_tokens=sum(shape.new_tokens))
         self._peak_resident_layers = max(self._peak_resident_layers, feed.peak_resident_layers)
         self._runner.counts.first += len(sampled)
         moving = PhaseSeconds(kv_load=feed.load_wait_s, kv_transfer=feed.fetch_wait_s + feed.send_wait_s)
@@ -263,7 +267,16 @@ class PrefillEngine(Engine):
                 self._resolve(ready, Computed(sampled[index], tuple(ready.checksums), ready.phases))
         self._ready[:0] = [ready for index, (ready, _) in enumerate(batch) if index not in sampled]
 
-    def _open_feed(self, shape: BatchShape, batch: list[tuple[PromptProgress, int]]) -> BatchFeed:
+    def _trace_of(self, batch: list[tuple[PromptProgress, int]]) -> BatchTrace | None:
+        if not self._timeline.is_on:
+            return None
+        names = (ready.job.placement.request_id for ready, _ in batch)
+        sampled = [name for name in names if self._timeline.samples(name)]
+        return BatchTrace(self._timeline, ", ".join(sampled)) if sampled else None
+
+    def _open_feed(
+        self, shape: BatchShape, batch: list[tuple[PromptProgress, int]], trace: BatchTrace | None
+    ) -> BatchFeed:
         regions = [self._regions[ready.job.placement.decode_node] for ready, _ in batch]
         return open_feed(
             self._traffic,
@@ -274,6 +287,7 @@ class PrefillEngine(Engine):
                 for (ready, tokens), region in zip(batch, regions, strict=True)
             ],
             self._config,
+            trace,
         )
 
     def _spec(self, job: PrefillJob) -> SampleSpec:

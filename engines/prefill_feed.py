@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engines.batch_trace import BatchTrace
 from engines.errors import EngineFailed
 from engines.model.runner import BatchShape
 from engines.remote_blocks import RemoteBlocks
@@ -114,8 +115,10 @@ class PrefillFeed:
         shape: BatchShape,
         rows: Sequence[FeedRow],
         deadline_s: float,
+        trace: BatchTrace | None = None,
     ) -> None:
         self._traffic = traffic
+        self._trace = trace
         self._buffers = buffers
         self._shape = shape
         self._deadline_s = deadline_s
@@ -202,6 +205,7 @@ class PrefillFeed:
 
     def _load(self, layer: int, computed: torch.cuda.Event | None) -> float:
         """Returns the seconds that other nodes' blocks took to arrive."""
+        started_s = time.monotonic()
         self.resident_layers.discard(layer - len(self._buffers))
         self.resident_layers.add(layer)
         self.peak_resident_layers = max(self.peak_resident_layers, len(self.resident_layers))
@@ -214,8 +218,12 @@ class PrefillFeed:
             for buffer, row in zip(self._buffers[layer % len(self._buffers)], self._rows, strict=True):
                 self._fetch(buffer, row, layer)
             fetched_s = time.monotonic() - fetching_s
+            if self._trace is not None and any(row.remote is not None for row in self._rows):
+                self._trace.add("cnic", f"fetch layer {layer}", fetching_s)
             if self._stream is not None:
                 self._stream.synchronize()
+        if self._trace is not None:
+            self._trace.add("load", f"load layer {layer}", started_s)
         return fetched_s
 
     def _load_own(self, buffer: Tensor, row: _RowMoves, layer: int) -> None:
@@ -243,5 +251,8 @@ class PrefillFeed:
                 host = self._traffic.to_host(new[index, : self._shape.new_tokens[index]]).contiguous()
                 moves, row.new_checksums[:, layer] = self._traffic.new_layer(host, row.new_slots, layer)
                 to_region.append(moves)
+            started_s = time.monotonic()
             for region, to_region in lists.items():
                 self._traffic.send(region, to_region, self._deadline_s)
+            if self._trace is not None:
+                self._trace.add("cnic", f"send layer {layer}", started_s)

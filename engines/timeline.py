@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 from engines.types import RequestId
 
@@ -33,13 +35,33 @@ class Span:
     details: tuple[tuple[str, Detail], ...]
 
 
+class Lanes:
+    """For things of one kind that go on at the same time, as spans of one lane must not overlap.
+
+    Used from one thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._taken: set[int] = set()
+
+    def take(self) -> str:
+        """The first lane that nobody has."""
+        number = next(i for i in count() if i not in self._taken)
+        self._taken.add(number)
+        return f"{self._name} {number}"
+
+    def give_back(self, lane: str) -> None:
+        self._taken.remove(int(lane.rpartition(" ")[2]))
+
+
 class Timeline:
     """One per process. Thread-safe: a deque's append is."""
 
     def __init__(
         self,
         process: str,
-        every: int,
+        every: int = 0,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -51,6 +73,10 @@ class Timeline:
         # One offset for the whole life: the wall clock may be set while a run goes on.
         self._epoch_s = wall_clock() - clock()
         self._spans: deque[Span] = deque(maxlen=_MAX_SPANS)
+
+    def sample(self, every: int) -> None:
+        """From now on every `every`-th turn is sampled."""
+        self._every = every
 
     @property
     def is_on(self) -> bool:
@@ -76,6 +102,19 @@ class Timeline:
             self._process, lane, name, self._epoch_s + start_s, end_s - start_s, tuple(details.items())
         )
         self._spans.append(span)
+
+    @contextmanager
+    def during(self, lanes: Lanes, name: str, **details: Detail) -> Iterator[None]:
+        """Draw what goes on inside, beside others of its kind."""
+        if not self._every:
+            yield
+            return
+        lane, start_s = lanes.take(), self._clock()
+        try:
+            yield
+        finally:
+            self.add(lane, name, start_s, **details)
+            lanes.give_back(lane)
 
     def spans(self) -> tuple[Span, ...]:
         """What was recorded and is remembered, in the order it ended."""

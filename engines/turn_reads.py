@@ -141,6 +141,7 @@ class _TurnRead:
         self._results: list[BlockReadResult | None] = [None] * len(hit)
         self._reading: set[asyncio.Task[None]] = set()
         self._some_ended = asyncio.Event()
+        self._changed_sides: set[int] = set()
         self._dropped = False
 
     async def run(self) -> LoadedHit:
@@ -219,6 +220,7 @@ class _TurnRead:
                 self._slot_of[block],
                 self._blocks[block].key,
                 None if self._sides[block] is ReadSide.DRAM else self._blocks[block].location,
+                moved=block in self._changed_sides,
             )
             for block in blocks
         ]
@@ -233,6 +235,7 @@ class _TurnRead:
             for block, slot in zip(blocks, slots, strict=True):
                 self._sides[block], self._slot_of[block] = order.to_side, slot
             gone |= set(blocks)
+            self._changed_sides |= set(blocks)
             if not self._dropped:
                 self._start(order.to_side, blocks)
         return gone

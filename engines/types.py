@@ -314,6 +314,8 @@ class BlockLoad:
     key: BlockKey
     location: BlockLocation | None
     """None: the block is in the slot since an earlier load."""
+    moved: bool = False
+    """It was to be read on the other side."""
 
 
 @pickled_by_fields

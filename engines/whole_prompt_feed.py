@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from engines.batch_trace import BatchTrace
 from engines.model.runner import BatchShape
 from engines.prefill_feed import FeedRow, PrefillFeed
 from engines.traffic_manager import TrafficManager
@@ -25,8 +26,9 @@ class WholePromptFeed(PrefillFeed):
         shape: BatchShape,
         rows: Sequence[FeedRow],
         deadline_s: float,
+        trace: BatchTrace | None = None,
     ) -> None:
-        super().__init__(traffic, buffers, shape, rows, deadline_s)
+        super().__init__(traffic, buffers, shape, rows, deadline_s, trace)
         self._computed: list[int] = []
         event = self._compute_event()
         for layer in range(1, len(buffers)):

@@ -25,6 +25,7 @@ from engines.model.load import ModelFolder, inspect_model
 from engines.model.paced_history import PacedHistory
 from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
+from engines.timeline import Span
 from engines.types import EngineId, Weights
 from kvstore.job_token import JobToken
 from kvstore.keys import WeightsId, chain_root, weights_id_after_update, weights_id_of_files
@@ -271,6 +272,10 @@ class AsyncRolloutBackend:
         """What ended engines that no longer work."""
         return await self._cluster.failures()
 
+    async def spans(self) -> list[Span]:
+        """What the engines and nodes did for the turns that are drawn."""
+        return await self._cluster.spans()
+
     async def verified_bytes(self) -> int:
         """KV bytes that paced engines found as they were written."""
         counts, layout = (await self._cluster.token_counts()).values(), self._cluster.layout
@@ -399,6 +404,7 @@ def cluster_spec(
         engines=config.engines,
         scheduler=config.scheduler,
         kvstore=config.kvstore,
+        trace_every=config.monitor.trace_every,
         transport=TransportSpec(config.transport, JobToken.draw()),
         model_path=model_path,
         rates=effective_rates(config),

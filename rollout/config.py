@@ -114,6 +114,12 @@ class MonitorConfig:
     """W&B project."""
     name: str | None
     """Name of the run in W&B. null: the last part of run_dir."""
+    trace_every: int
+    """Every n-th turn is drawn in run_dir/trace.json, which Perfetto opens: what engines, storage NICs
+    and compute NICs did for it. 1: every turn; 0: none, and no file."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "trace_every")
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,8 @@ async def _run(config: RunConfig) -> None:
                 await _run_steps(desk, backend, trainer)
             else:
                 await _run_replay(desk, backend, desk.replay)
+            if config.monitor.trace_every:
+                run_dir.draw(await backend.spans())
         summary = summarise_job(
             desk.steps,
             job=config.job,

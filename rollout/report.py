@@ -41,6 +41,7 @@ FILE_WORDS = {
     "metrics.jsonl": "every series, by step",
     "trajectories.parquet": "tokens, logprobs, rewards, timings",
     "config.yaml": "the whole configuration",
+    "trace.json": "what engines and NICs did when, for ui.perfetto.dev",
     "wandb": "W&B run, for `wandb sync`",
     "checkpoints": "weights and optimiser, to resume from",
 }

@@ -21,18 +21,20 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from engines.timeline import Span
 from rollout.errors import UserError
+from rollout.perfetto import write_trace
 
 LOCK_NAME = ".rollout_lock"
 RESULTS = ("summary.json", "trajectories.parquet", "trajectories.parts", "metrics.jsonl", "checkpoints")
 """What is worth keeping of a run, most telling first."""
-ALL_NAMES = (*RESULTS, "config.yaml", "model", "wandb", "kvstore")
+ALL_NAMES = (*RESULTS, "config.yaml", "trace.json", "model", "wandb", "kvstore")
 
 
 class RunDirError(UserError):
@@ -104,6 +106,10 @@ class RunDir:
         return self.path / "model"
 
     @property
+    def trace(self) -> Path:
+        return self.path / "trace.json"
+
+    @property
     def wandb(self) -> Path:
         return self.path / "wandb"
 
@@ -122,6 +128,11 @@ class RunDir:
         """Write summary.json in one go: it is there and whole, or not there. The run is finished."""
         text = json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n"
         self._replace(self.summary, text)
+
+    def draw(self, spans: Iterable[Span]) -> None:
+        """Write trace.json."""
+        with _told_in_one_line(f"cannot write {self.trace}"):
+            write_trace(self.trace, spans)
 
     def _replace(self, path: Path, text: str) -> None:
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")

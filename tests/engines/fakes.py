@@ -26,7 +26,7 @@ from engines.node import NodeAgent, NodeNics, NodeProcess
 from engines.node_reads import ReadRules
 from engines.prefill import PrefillEngine
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess
-from engines.types import EngineId, HandOver, NodeId, RequestId, SamplingParams, TurnResult
+from engines.types import EngineId, HandOver, NodeId, RequestId, SamplingParams, SlotId, TurnResult
 from kvstore.errors import TransferError
 from kvstore.files import Files
 from kvstore.open_store import open_store
@@ -137,9 +137,9 @@ class GatedDecode(DecodeEngine):
 
     copies: GatedCopies
 
-    def _copy_in(self, row: DecodeRow, slots: Sequence[int]) -> None:
+    def _copy_in(self, request_id: RequestId, row: DecodeRow, slots: Sequence[SlotId]) -> None:
         self.copies.pass_through()
-        super()._copy_in(row, slots)
+        super()._copy_in(request_id, row, slots)
 
 
 class GatedStore:

@@ -24,8 +24,8 @@ from rollout.run_dir import RunDir
 from tests.rollout.some_trajectories import trajectory
 from tests.rollout.wandb_file import read_wandb_file
 
-OFF = MonitorConfig(wandb="off", project="test", name=None)
-OFFLINE = MonitorConfig(wandb="offline", project="test", name="a name")
+OFF = MonitorConfig(wandb="off", project="test", name=None, trace_every=0)
+OFFLINE = MonitorConfig(wandb="offline", project="test", name="a name", trace_every=0)
 STEPS = [
     summarise_step([trajectory(0.0, PhaseSeconds(decode=1.0 + s))], s, s, KVBytes(written=s))
     for s in range(3)
@@ -38,7 +38,7 @@ from rollout.config import MonitorConfig
 from rollout.monitor import Monitor
 from rollout.run_dir import RunDir
 with RunDir.open(sys.argv[1], overwrite=False) as run_dir:
-    with Monitor.open(run_dir, MonitorConfig("off", "test", None), {}) as monitor:
+    with Monitor.open(run_dir, MonitorConfig("off", "test", None, 0), {}) as monitor:
         monitor.log({"rollout/jct_s": 1.5}, step=0)
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -49,7 +49,7 @@ from rollout.config import MonitorConfig
 from rollout.monitor import Monitor, MonitorError
 from rollout.run_dir import RunDir
 try:
-    Monitor.open(RunDir.open(sys.argv[1], overwrite=False), MonitorConfig("online", "t", None), {})
+    Monitor.open(RunDir.open(sys.argv[1], overwrite=False), MonitorConfig("online", "t", None, 0), {})
 except MonitorError as error:
     print(error)
 """
