@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,8 @@ from kvstore.layout import BlockLayout
 
 _LISTEN_S = 60.0
 """One question to the scheduler for absent engines takes no longer."""
+_TELL_DEADLINE_S = 10.0
+"""For a message that nobody waits for."""
 
 
 @dataclass(slots=True)
@@ -89,6 +91,7 @@ class EngineClient:
         self._absences = Absences()
         self._listening: asyncio.Task[None] | None = None
         self._num_running = 0
+        self._telling: set[asyncio.Future[None]] = set()
 
     def open_context(self) -> Context:
         """An empty context under the weights the engines hold."""
@@ -138,6 +141,34 @@ class EngineClient:
             while True:
                 seen, absent = await self._scheduler.absent(seen, _LISTEN_S)
                 self._absences.set(absent)
+
+    @asynccontextmanager
+    async def waiting(self, context: Context, request_id: RequestId) -> AsyncIterator[None]:
+        """Inside, the agent of this turn waits for a tool: `context` may be read ahead (scheduler.prefetch).
+
+        It holds up nobody: what cannot be told the scheduler costs only the reading ahead.
+        """
+        if not self._config.prefetch:
+            yield
+            return
+        told = asyncio.ensure_future(
+            self._tell(self._scheduler.begin_wait(request_id, context.keys, self._weights.version))
+        )
+        try:
+            yield
+        finally:
+            ending = asyncio.ensure_future(self._end_wait(request_id, told))
+            self._telling.add(ending)
+            ending.add_done_callback(self._telling.discard)
+
+    async def _end_wait(self, request_id: RequestId, told: asyncio.Future[None]) -> None:
+        await told
+        await self._tell(self._scheduler.end_wait(request_id))
+
+    async def _tell(self, message: Awaitable[None]) -> None:
+        with suppress(EngineFailed, TimeoutError):
+            async with asyncio.timeout(_TELL_DEADLINE_S):
+                await message
 
     # -- one attempt ---------------------------------------------------------------------------------
 

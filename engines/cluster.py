@@ -287,6 +287,8 @@ async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[N
         handles[node_id] = await node.handle()
         await node.connect(cluster.scheduler)
         await cluster.scheduler.register_node(node_id, handles[node_id].num_slots, cluster.layout)
+    if cluster.spec.scheduler.prefetch:
+        await cluster.scheduler.connect_nodes(cluster.nodes)
     regions = {node_id: await node.region() for node_id, node in cluster.nodes.items()}
     await _share_nics(cluster, engine_ids)
     if cluster.spec.trace_every:

@@ -3,7 +3,8 @@
 Pure bookkeeping: it decides neither who is served nor where, and knows nothing of stored blocks nor of loads
 (engines.scheduling.cluster_placement does). A slot of a node is at any time exactly one of
 
-    free | reserved (an engine's own) | lent (one turn's) | in DRAM (keeps a block) | quarantined
+    free | reserved (an engine's own) | lent (one turn's) | in DRAM (keeps a block) | being read ahead into
+         | quarantined
 
 A slot in DRAM may be used by any number of turns at once; prompts that need room get it if it is idle.
 A slot whose read is late is quarantined until the node says that the read has settled; one whose engine did
@@ -12,7 +13,7 @@ not answer stays so.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import cast
@@ -57,6 +58,10 @@ class _Node:
     """Quarantined until their reads settle."""
     unsafe: set[SlotId] = field(default_factory=set)
     """In DRAM, and quarantined once their last user is done."""
+    ahead: set[SlotId] = field(default_factory=set)
+    """Blocks are being read into these that no turn has asked for yet."""
+    ahead_settled: set[SlotId] = field(default_factory=set)
+    """Of these, those whose late reads have settled before anybody said that they were late."""
 
     def has_room(self, num_slots: int, but: Iterable[BlockKey]) -> bool:
         """Whether so many could be taken, the blocks of `but` left in DRAM."""
@@ -324,6 +329,7 @@ class Loans:
         node.late -= free
         node.pool.release_quarantined(free)
         self._freed.add(node_id)
+        node.ahead_settled |= node.ahead.intersection(slots)
         for loan in self._loans.values():
             if loan.prefilling:
                 own = loan.slots.get(node_id, set()).intersection(slots)
@@ -345,6 +351,66 @@ class Loans:
         for node in self._nodes.values():
             node.leave_dram(node.dram.clear())
         self._freed.update(self._nodes)
+
+    # -- reads ahead of turns ------------------------------------------------------------------------
+
+    def is_in_dram(self, node_id: NodeId, key: BlockKey) -> bool:
+        """Whether the node keeps this block in its memory."""
+        return self._nodes[node_id].dram.find(key) is not None
+
+    def num_holdable(self, node_id: NodeId) -> int:
+        """Blocks that could be held in the node's DRAM beside those that are."""
+        dram = self._nodes[node_id].dram
+        return max(dram.max_slots - dram.num_held, 0)
+
+    def hold(self, node_id: NodeId, keys: Iterable[BlockKey]) -> None:
+        """Somebody will want these blocks: the node keeps them rather than others."""
+        self._nodes[node_id].dram.hold(keys)
+
+    def let_go(self, node_id: NodeId, keys: Iterable[BlockKey]) -> None:
+        """What `hold` began is over."""
+        self._nodes[node_id].dram.let_go(keys)
+
+    def take_ahead(self, node_id: NodeId, num_slots: int) -> tuple[SlotId, ...]:
+        """Up to `num_slots` slots to read blocks into that the node can keep; `end_ahead` gives them back."""
+        node = self._nodes[node_id]
+        num_slots = max(min(num_slots, node.dram.num_room - len(node.ahead)), 0)
+        too_many = len(node.dram) + len(node.ahead) + num_slots - node.dram.max_slots
+        lacking = num_slots - node.pool.num_free
+        node.leave_dram(node.dram.give_up(max(too_many, lacking), held_too=False))
+        slots = tuple(map(SlotId, node.pool.take(min(num_slots, node.pool.num_free))))
+        node.ahead.update(slots)
+        return slots
+
+    def end_ahead(
+        self,
+        node_id: NodeId,
+        slots: Iterable[SlotId],
+        right: Sequence[tuple[BlockKey, SlotId]],
+        late: Set[SlotId],
+    ) -> None:
+        """The reads into `slots` are over: keep what is `right`, free the others once they are not `late`."""
+        node = self._nodes[node_id]
+        ended = node.ahead.intersection(slots)
+        still_late = ended & late - node.ahead_settled
+        node.ahead -= ended
+        node.ahead_settled -= ended
+        node.pool.quarantine(still_late)
+        node.late |= still_late
+        node.pool.give_back(ended - still_late - {slot for _, slot in right})
+        for key, slot in reversed(right):
+            if slot in ended:
+                node.leave_dram(node.dram.offer(key, slot))
+        self._freed.add(node_id)
+
+    def quarantine_ahead(self, node_id: NodeId, slots: Iterable[SlotId]) -> None:
+        """Nobody knows whether the node still writes into these."""
+        node = self._nodes[node_id]
+        ended = node.ahead.intersection(slots)
+        node.ahead -= ended
+        node.pool.quarantine(ended)
+
+    # -- the whole -----------------------------------------------------------------------------------
 
     def take_freed(self) -> set[NodeId]:
         """Nodes where slots came back since this was asked last."""
@@ -370,8 +436,9 @@ class Loans:
             kept = node.dram.slots
             assert len(set(lent)) == len(lent), "a slot is lent twice"
             assert not kept.intersection(lent), "a slot in DRAM is lent"
+            assert not node.ahead.intersection(lent, kept), "a slot is lent and read ahead into"
             assert node.unsafe <= kept, "a slot that is not in DRAM is said to be unsafe there"
-            used = node.num_reserved + len(lent) + len(kept)
+            used = node.num_reserved + len(lent) + len(kept) + len(node.ahead)
             assert used + node.pool.num_free + node.pool.num_quarantined == node.pool.num_slots, node_id
             assert node.dram.num_users == sum(len(loan.shared) for loan in here), node_id
 

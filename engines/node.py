@@ -47,7 +47,7 @@ from kvstore.region_server import RegionServer, SharedMemoryServer
 from kvstore.ssd_store import SsdStore
 from kvstore.staging import StagingHandle, StagingMemory
 from kvstore.storage_traffic import StorageTraffic
-from kvstore.store import BlockLocation, BlockStore, BlockWrite, ReadStatus
+from kvstore.store import BlockLocation, BlockReadResult, BlockStore, BlockWrite, ReadStatus
 from kvstore.traffic import TrafficClass
 from kvstore.traffic_ledger import STORAGE_HOPS, TrafficLedger
 from kvstore.transport import RegionHandle
@@ -147,6 +147,12 @@ class NodeAgent:
         """What `load` answers next. Raises EngineFailed if there is no such load."""
         return await self._reads.rest(load_id)
 
+    async def read_ahead(
+        self, loads: Sequence[BlockLoad], deadline_s: float
+    ) -> tuple[BlockReadResult | None, ...]:
+        """Read blocks that no turn has asked for yet, as long as turns ask for none; None: not begun."""
+        return await self._reads.read_ahead(loads, deadline_s)
+
     async def drop(self, request_id: RequestId) -> None:
         """Nobody wants what has not begun of the turn's loads."""
         self._reads.drop(request_id)
@@ -204,6 +210,7 @@ class NodeAgent:
             read_decode_side=self._reads.read_bytes[ReadSide.DECODE],
             read_dram=self._reads.read_bytes[ReadSide.DRAM],
             written=self._written_bytes,
+            read_ahead=self._reads.ahead_bytes,
             moved_to_prefill=self._reads.moved_bytes[ReadSide.PREFILL],
             moved_to_decode=self._reads.moved_bytes[ReadSide.DECODE],
         )

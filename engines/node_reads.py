@@ -21,7 +21,7 @@ from functools import partial
 from engines.errors import EngineFailed
 from engines.late_reads import LateReads
 from engines.peers import SchedulerPeer
-from engines.read_queue import Chunk, ReadQueue, carried_out
+from engines.read_queue import Chunk, ReadQueue, carried_out, chunks_of
 from engines.read_reporter import ReadReporter
 from engines.slot_contents import SlotContents
 from engines.snic_windows import SnicWindows
@@ -121,6 +121,8 @@ class NodeReads:
         """Of records, for the rate of the storage NIC."""
         self.read_bytes: Counter[ReadSide] = Counter()
         """Of blocks that were read and are right, by the side they were read for."""
+        self.ahead_bytes = 0
+        """Of blocks that were read before any turn asked for them."""
         self.moved_bytes: Counter[ReadSide] = Counter()
         """Of blocks that were given up here, by the side that reads them instead."""
         self.bad_reads: Counter[str] = Counter()
@@ -152,6 +154,30 @@ class NodeReads:
             self._reporter.begin()
             self._pump()
         return await self._answer(load_id)
+
+    async def read_ahead(
+        self, loads: Sequence[BlockLoad], deadline_s: float
+    ) -> tuple[BlockReadResult | None, ...]:
+        """Read blocks that no turn has asked for, a chunk at a time, while no turn asks for any.
+
+        None for each block that was not begun for that reason. The scheduler hears when the reads of blocks
+        that timed out have settled.
+        """
+        end_s = time.monotonic() + min(deadline_s, self._rules.io_deadline_s)
+        results: list[BlockReadResult | None] = []
+        for chunk in chunks_of(loads, self._rules.chunk_bytes):
+            if not self._queue.is_idle or self._closed:
+                break
+            for one in chunk:
+                self._contents.forget(one.slot)
+            reading = asyncio.get_running_loop().run_in_executor(
+                self._readers, self._read, chunk, max(0.0, end_s - time.monotonic())
+            )
+            await asyncio.wait([reading])
+            ended = self._results(chunk, reading)
+            self.ahead_bytes += _num_ok(ended) * self._block_bytes
+            results += self._take_in(chunk, ended)
+        return (*results, *([None] * (len(loads) - len(results))))
 
     async def rest(self, load_id: LoadId) -> ReadAnswer:
         """What `load` answers next."""
@@ -262,7 +288,7 @@ class NodeReads:
             for one in chunk.loads:
                 self._contents.forget(one.slot)
             reading = asyncio.get_running_loop().run_in_executor(
-                self._readers, self._read, chunk, load.deadline_s(now_s)
+                self._readers, self._read, chunk.loads, load.deadline_s(now_s)
             )
             if self._timeline.samples(load.request_id):
                 lane, draw = self._lanes.take(), self._draw
@@ -283,10 +309,10 @@ class NodeReads:
         )
         self._lanes.give_back(lane)
 
-    def _read(self, chunk: Chunk, deadline_s: float) -> list[BlockReadResult]:
+    def _read(self, loads: Sequence[BlockLoad], deadline_s: float) -> list[BlockReadResult]:
         """In a thread."""
         reads = []
-        for one in chunk.loads:
+        for one in loads:
             assert one.location is not None, one
             reads.append(BlockRead(one.key, one.location, self._staging.slot(one.slot)))
         return self._store.read(reads, deadline_s)
@@ -295,27 +321,30 @@ class NodeReads:
         now_s = time.monotonic()
         self._queue.end(chunk, now_s)
         results = self._results(chunk.loads, done)
-        late: dict[SlotId, threading.Event] = {}
-        num_ok = num_arrived = 0
-        for one, result in zip(chunk.loads, results, strict=True):
-            num_arrived += result.status in (ReadStatus.OK, ReadStatus.CORRUPT)
-            if result.status is ReadStatus.OK:
-                num_ok += 1
-                self._contents.remember(one, result)
-            elif result.settled is not None:
-                late[one.slot] = result.settled
-        if late:
-            self._late.watch(late)
-        self.read_bytes[self._loads[chunk.load_id].side] += num_ok * self._block_bytes
-        self._windows.add(time.time(), read_bytes=num_arrived * self._block_bytes)
-        self._arrived_bytes += chunk.nbytes * num_arrived // len(chunk.loads)
-        # What tells a late read's end stays here: it does not travel between processes.
-        plain = (result if result.settled is None else BlockReadResult(result.status) for result in results)
+        self.read_bytes[self._loads[chunk.load_id].side] += _num_ok(results) * self._block_bytes
+        self._arrived_bytes += chunk.nbytes * _num_arrived(results) // len(chunk.loads)
+        plain = self._take_in(chunk.loads, results)
         if self._loads[chunk.load_id].deadline_s(now_s) == 0:
             self._expire(chunk.load_id)
         self._settle(chunk.load_id, zip(chunk.loads, plain, strict=True))
         self._pump()
         self._note_if_empty()
+
+    def _take_in(
+        self, loads: Sequence[BlockLoad], results: Sequence[BlockReadResult]
+    ) -> list[BlockReadResult]:
+        """Remember what is right and watch what is late; the results as they can travel."""
+        late: dict[SlotId, threading.Event] = {}
+        for one, result in zip(loads, results, strict=True):
+            if result.status is ReadStatus.OK:
+                self._contents.remember(one, result)
+            elif result.settled is not None:
+                late[one.slot] = result.settled
+        if late:
+            self._late.watch(late)
+        self._windows.add(time.time(), read_bytes=_num_arrived(results) * self._block_bytes)
+        # What tells a late read's end stays here: it does not travel between processes.
+        return [result if result.settled is None else BlockReadResult(result.status) for result in results]
 
     def _results(
         self, loads: Sequence[BlockLoad], done: asyncio.Future[list[BlockReadResult]]
@@ -354,3 +383,11 @@ class NodeReads:
 
     async def _tell_settled(self, slots: list[SlotId]) -> None:
         await self._scheduler.settled(self._node_id, slots)
+
+
+def _num_ok(results: Sequence[BlockReadResult]) -> int:
+    return sum(result.status is ReadStatus.OK for result in results)
+
+
+def _num_arrived(results: Sequence[BlockReadResult]) -> int:
+    return sum(result.status in (ReadStatus.OK, ReadStatus.CORRUPT) for result in results)

@@ -33,7 +33,7 @@ from engines.types import (
     Weights,
 )
 from kvstore.keys import BlockKey, WeightsId
-from kvstore.store import BlockLocation
+from kvstore.store import BlockLocation, BlockReadResult
 
 
 class SchedulerPeer(Protocol):
@@ -52,6 +52,12 @@ class SchedulerPeer(Protocol):
     ) -> None: ...
 
     async def absent(self, seen: int, wait_s: float) -> tuple[int, frozenset[str]]: ...
+
+    async def begin_wait(
+        self, request_id: RequestId, keys: Sequence[BlockKey], weights_version: int
+    ) -> None: ...
+
+    async def end_wait(self, request_id: RequestId) -> None: ...
 
     async def stored(self, keys: Sequence[BlockKey]) -> tuple[BlockKey, ...]: ...
 
@@ -80,6 +86,10 @@ class NodePeer(Protocol):
     async def rest(self, load_id: LoadId) -> ReadAnswer: ...
 
     async def drop(self, request_id: RequestId) -> None: ...
+
+    async def read_ahead(
+        self, loads: Sequence[BlockLoad], deadline_s: float
+    ) -> tuple[BlockReadResult | None, ...]: ...
 
     async def persist(
         self, blocks: Sequence[BlockPersist], weights_id: WeightsId, deadline_s: float

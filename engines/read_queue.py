@@ -11,7 +11,7 @@ Pure bookkeeping: no I/O, no clock, no threads. It does not know what a block ho
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from engines.block_spans import blocks_of, spans_of
@@ -193,6 +193,18 @@ class ReadQueue:
             self._busy_since_s = None
         elif not self.is_idle and self._busy_since_s is None:
             self._busy_since_s = now_s
+
+
+def chunks_of(loads: Iterable[BlockLoad], chunk_bytes: int) -> Iterator[tuple[BlockLoad, ...]]:
+    """The loads in order, in chunks of at most `chunk_bytes` or of one block."""
+    chunk: list[BlockLoad] = []
+    for load in loads:
+        if chunk and sum(map(_nbytes, chunk)) + _nbytes(load) > chunk_bytes:
+            yield tuple(chunk)
+            chunk = []
+        chunk.append(load)
+    if chunk:
+        yield tuple(chunk)
 
 
 def carried_out(order: MoveOrder, loads: Sequence[BlockLoad]) -> MoveOrder:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -25,6 +25,8 @@ from engines.decision_log import open_placement
 from engines.errors import PlacementTimeout, RequestRefused
 from engines.expected_blocks import ExpectedBlocks
 from engines.loans import Loan, Loans
+from engines.peers import NodePeer
+from engines.prefetcher import Prefetcher
 from engines.read_mover import ReadMover
 from engines.read_planner import ReadPlanner
 from engines.scheduling.admission import blocks_to_load
@@ -93,6 +95,7 @@ class Scheduler:
         self._loans = Loans()
         self._queue = TurnQueue()
         self._slot_queue = SlotQueue()
+        self._ahead = Prefetcher(config, self._loans, self._index, self._slot_queue, self._go_on)
         self._cluster: _Cluster | None = None
         self._paused = False
         self._changed = asyncio.Event()
@@ -109,6 +112,10 @@ class Scheduler:
         self._buffer_wait_s = 0.0
 
     # -- the cluster ---------------------------------------------------------------------------------
+
+    async def connect_nodes(self, nodes: Mapping[NodeId, NodePeer]) -> None:
+        """The nodes can be told to read ahead from now on."""
+        self._ahead.connect(nodes)
 
     async def register_node(self, node_id: NodeId, num_slots: int, layout: BlockLayout) -> None:
         """A node's staging memory is at the scheduler's disposal. All nodes have blocks of one layout."""
@@ -201,6 +208,7 @@ class Scheduler:
         """
         now_s = self._clock()
         self._reads.report(report)
+        self._ahead.reported(report.node_id)
         orders = self._cluster_parts.mover.orders(report, now_s)
         self._go_on()
         return orders
@@ -275,6 +283,18 @@ class Scheduler:
             self._forget_new_keys(loan)
         self._go_on()
 
+    # -- contexts whose agents wait ------------------------------------------------------------------
+
+    async def begin_wait(self, request_id: RequestId, keys: Sequence[BlockKey], weights_version: int) -> None:
+        """This turn's agent waits for a tool; a context that begins with these blocks is read ahead."""
+        if not self._paused and weights_version == self._weights.version and self._cluster is not None:
+            self._ahead.begin(request_id, keys, self._placement)
+            self._go_on()
+
+    async def end_wait(self, request_id: RequestId) -> None:
+        """The agent goes on, or has ended. Nothing happens if it was not known to wait."""
+        self._ahead.end(request_id)
+
     # -- the index -----------------------------------------------------------------------------------
 
     async def stored(self, keys: Sequence[BlockKey]) -> tuple[BlockKey, ...]:
@@ -319,7 +339,10 @@ class Scheduler:
         What an absent decode engine never gave back is not waited for.
         """
         self._paused = True
-        await self._until(lambda: not self._num_at_work() and not self._index.num_pending, deadline_s)
+        self._ahead.clear()
+        await self._until(
+            lambda: not self._num_at_work() and not self._index.num_pending and self._ahead.is_idle, deadline_s
+        )
 
     async def resume(self) -> None:
         self._paused = False
@@ -330,6 +353,7 @@ class Scheduler:
         self._weights = weights
         self._index.drop_weights_except(weights.weights_id)
         self._expected.clear()
+        self._ahead.clear()
         self._loans.empty_dram()
         self._keep_store(())
         self._queue.refuse_all(self._stale)
@@ -354,6 +378,7 @@ class Scheduler:
             "lost_blocks": self._lost_blocks,
             "stored_bytes": self._index.stored_bytes,
             "evicted_bytes": 0 if self._keeper is None else self._keeper.evicted_bytes,
+            "prefetched_blocks": self._ahead.num_blocks,
             **self._loans.figures(),
             **({} if self._cluster is None else self._reads.figures()),
         }
@@ -367,6 +392,7 @@ class Scheduler:
 
     async def close(self) -> None:
         """Let go of the store and the decision log. Idempotent."""
+        self._ahead.close()
         if self._decisions is not None:
             self._decisions.close()
         if self._keeper is not None:
@@ -379,6 +405,8 @@ class Scheduler:
         if not self._paused:
             self._grant_slots(nodes)
             self._fetch_soon()
+            if self._cluster is not None:
+                self._ahead.go_on(self._placement)
         self._changed.set()
 
     def _fetch_soon(self) -> None:
@@ -479,6 +507,7 @@ class Scheduler:
         waiting.pair = None
         request, hit_tokens = waiting.request, len(waiting.hit) * self._block_tokens
         work = PromptWork.of(hit_tokens, request.prompt_tokens - hit_tokens)
+        memory_node, num_kept = self._ahead.best_memory(waiting.hit.keys)
         self._placement.submit(
             QueuedTurn(
                 request.request_id,
@@ -488,6 +517,8 @@ class Scheduler:
                 output_tokens=request.max_output_tokens,
                 estimate_s=self._estimate.predict_s(work),
                 remaining_s=float(request.remaining_tokens or 0),
+                memory_node=memory_node,
+                memory_tokens=num_kept * self._block_tokens,
                 trajectory_group=request.group_id,
                 failed_engines=request.failed_engines,
             )

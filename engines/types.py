@@ -496,13 +496,15 @@ class NodeBytes:
     read_decode_side: int = 0
     read_dram: int = 0
     written: int = 0
+    read_ahead: int = 0
+    """Into the node's memory, before any turn asked for it."""
     moved_to_prefill: int = 0
     """Given up here before they were begun, for the prefill side's node to read."""
     moved_to_decode: int = 0
 
     @property
     def storage_total(self) -> int:
-        return self.read_prefill_side + self.read_decode_side + self.written
+        return self.read_prefill_side + self.read_decode_side + self.read_ahead + self.written
 
 
 @dataclass(frozen=True, slots=True)

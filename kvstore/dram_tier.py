@@ -5,15 +5,15 @@
               `--> no longer the tier's
 
 Prompts always win: an idle slot is given up whenever it is asked for. A slot in use stays until its last
-user has released it, even if its block has been dropped and is found no more.
+user has released it, even if its block has been dropped and is found no more. Blocks that somebody holds, as
+he will want them, are given up last, and never to keep other blocks instead.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 from kvstore.keys import BlockKey
 
@@ -29,11 +29,14 @@ class DramTier:
 
     def __init__(self, max_slots: int) -> None:
         self.max_slots = max_slots
-        self._kept: OrderedDict[BlockKey, _Kept] = OrderedDict()
-        """Least recently used first."""
+        self._kept: dict[BlockKey, _Kept] = {}
         self._dropped: dict[int, _Kept] = {}
         """Slots still in use whose block is found no more."""
-        self._num_idle = 0
+        self._holders: Counter[BlockKey] = Counter()
+        """By block, kept or not."""
+        self._idle: OrderedDict[BlockKey, None] = OrderedDict()
+        """Least recently used first."""
+        self._idle_held: OrderedDict[BlockKey, None] = OrderedDict()
 
     def __len__(self) -> int:
         """Slots held."""
@@ -56,15 +59,43 @@ class DramTier:
 
     def num_idle(self, but: Iterable[BlockKey] = ()) -> int:
         """Slots that give_up() could hand over, those of `but`, each named once, left aside."""
-        left_aside = (self._kept.get(key) for key in but)
-        return self._num_idle - sum(kept is not None and not kept.num_users for kept in left_aside)
+        left_aside = sum(key in self._idle or key in self._idle_held for key in but)
+        return len(self._idle) + len(self._idle_held) - left_aside
+
+    @property
+    def num_room(self) -> int:
+        """More blocks that could be kept."""
+        return self.max_slots - len(self) + len(self._idle)
+
+    @property
+    def num_held(self) -> int:
+        """Blocks that somebody holds, kept or not."""
+        return len(self._holders)
+
+    def hold(self, keys: Iterable[BlockKey]) -> None:
+        """Somebody will want these blocks, whether they are kept by now or not. Ends with let_go()."""
+        for key in keys:
+            self._holders[key] += 1
+            if key in self._idle:
+                del self._idle[key]
+                self._idle_held[key] = None
+
+    def let_go(self, keys: Iterable[BlockKey]) -> None:
+        """Whoever held these blocks wants them no more, or uses them."""
+        for key in keys:
+            self._holders[key] -= 1
+            if not self._holders[key]:
+                del self._holders[key]
+                if key in self._idle_held:
+                    del self._idle_held[key]
+                    self._idle[key] = None
 
     def use(self, key: BlockKey) -> int:
         """One more user of a kept block; returns its slot. Ends with release()."""
         kept = self._kept[key]
-        self._num_idle -= not kept.num_users
+        self._idle.pop(key, None)
+        self._idle_held.pop(key, None)
         kept.num_users += 1
-        self._kept.move_to_end(key)
         return kept.slot
 
     def release(self, key: BlockKey, slot: int) -> list[int]:
@@ -73,8 +104,8 @@ class DramTier:
         if kept is not None and kept.slot == slot:
             assert kept.num_users > 0, slot
             kept.num_users -= 1
-            self._num_idle += not kept.num_users
-            self._kept.move_to_end(key)
+            if not kept.num_users:
+                self._idle_of(key)[key] = None
             return []
         dropped = self._dropped[slot]
         dropped.num_users -= 1
@@ -86,22 +117,24 @@ class DramTier:
     def offer(self, key: BlockKey, slot: int) -> list[int]:
         """`slot` holds the block and its user is done with it; returns the slots that are free for it.
 
-        That is the slot itself where the block is kept already or nothing idle can make room.
+        That is the slot itself where the block is kept already or nothing idle and not held can make room.
         """
         if key in self._kept:
             return [slot]
-        given_up = self.give_up(len(self) + 1 - self.max_slots)
+        given_up = self.give_up(len(self) + 1 - self.max_slots, held_too=False)
         if len(self) >= self.max_slots:
             return [*given_up, slot]
         self._kept[key] = _Kept(slot)
-        self._num_idle += 1
+        self._idle_of(key)[key] = None
         return given_up
 
-    def give_up(self, num_slots: int) -> list[int]:
-        """Hand over up to `num_slots` idle slots, the least recently used first."""
-        idle = (key for key, kept in self._kept.items() if not kept.num_users)
-        given_up = [self._kept.pop(key).slot for key in list(islice(idle, max(0, num_slots)))]
-        self._num_idle -= len(given_up)
+    def give_up(self, num_slots: int, *, held_too: bool = True) -> list[int]:
+        """Hand over up to `num_slots` idle slots, the least recently used first, held ones last if at all."""
+        given_up: list[int] = []
+        for idle in (self._idle, self._idle_held) if held_too else (self._idle,):
+            while idle and len(given_up) < num_slots:
+                key, _ = idle.popitem(last=False)
+                given_up.append(self._kept.pop(key).slot)
         return given_up
 
     def drop(self, key: BlockKey) -> list[int]:
@@ -112,7 +145,7 @@ class DramTier:
         if kept.num_users:
             self._dropped[kept.slot] = kept
             return []
-        self._num_idle -= 1
+        del self._idle_of(key)[key]
         return [kept.slot]
 
     def clear(self) -> list[int]:
@@ -121,6 +154,13 @@ class DramTier:
 
     def check(self) -> None:
         """Raise AssertionError unless the counts agree and no slot is held twice."""
-        assert self._num_idle == sum(not kept.num_users for kept in self._kept.values()), self._num_idle
+        idle = {key for key, kept in self._kept.items() if not kept.num_users}
+        held = idle.intersection(self._holders)
+        assert (set(self._idle), set(self._idle_held)) == (idle - held, held), "an idle slot is misplaced"
+        assert all(num > 0 for num in self._holders.values()), self._holders
         assert all(kept.num_users for kept in self._dropped.values()), "a dropped block without a user"
         assert len(self.slots) == len(self), "a slot is held twice"
+
+    def _idle_of(self, key: BlockKey) -> OrderedDict[BlockKey, None]:
+        """Where the block stands while nobody uses it."""
+        return self._idle_held if key in self._holders else self._idle

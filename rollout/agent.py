@@ -129,7 +129,8 @@ class _Run(AgentRun):
             if result.finish_reason is FinishReason.ABORTED:
                 return StopReason.ABORTED
             with tool:
-                step = await self._ask(environment, result)
+                async with self._waiting(context):
+                    step = await self._ask(environment, result)
             return self._hear(step, result, context)
         finally:  # what was sampled is on record however the environment ends
             phases = fill(result.phases, served_s) + PhaseSeconds(tool=tool.seconds)

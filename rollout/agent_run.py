@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +40,9 @@ class Engines(Protocol):
 
         Cancelling the call takes the request back.
         """
+
+    def waiting(self, context: Context, request_id: RequestId) -> AbstractAsyncContextManager[None]:
+        """Inside, the agent of this turn waits for a tool, and `context` is what it may go on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,10 @@ class AgentRun:
         self._segments[-1].append_sampled(result.token_ids, result.logprobs, result.weights_version)
         context.append(result.token_ids)
         return result
+
+    def _waiting(self, context: Context) -> AbstractAsyncContextManager[None]:
+        """Inside, the agent waits for its tool, after the turn it took last."""
+        return self._setup.engines.waiting(context, self._sample.request_id(len(self._turns)))
 
     def _append_given(self, context: Context, token_ids: Sequence[int]) -> None:
         self._segments[-1].append_given(token_ids)

@@ -216,6 +216,10 @@ class RunConfig:
             raise ValueError("run_dir must be a folder's path, got an empty text")
         if self.engines.kind == "paced" and self.model_profile is None:
             raise ValueError("model_profile must name a profile where engines.kind=paced, got null")
+        if self.scheduler.prefetch and not self.kvstore.dram_bytes:
+            raise ValueError(
+                "kvstore.dram_bytes must be > 0 where scheduler.prefetch=true: it is what is read into, got 0"
+            )
         if self.sampling.max_tokens >= self.task.max_context_tokens:
             raise ValueError(
                 f"sampling.max_tokens must be < task.max_context_tokens="

@@ -106,17 +106,18 @@ class _ReplayRun(AgentRun):
             self._check(result, each)
             if after is not None:
                 with tool:
-                    await self._wait(each)
+                    await self._wait(each, context)
         finally:
             appended = 0 if after is None else after.append_tokens
             self._record(result, started_s, tool.seconds, appended, phases + PhaseSeconds(tool=tool.seconds))
         return None
 
-    async def _wait(self, each: Round) -> None:
+    async def _wait(self, each: Round, context: Context) -> None:
         wait_s = each.tool_wait_s * self._tool_wait_scale
         if wait_s > 0:
             self._on_phase("tool")
-            await asyncio.sleep(wait_s)
+            async with self._waiting(context):
+                await asyncio.sleep(wait_s)
 
     def _check(self, result: TurnResult, each: Round) -> None:
         if len(result.token_ids) != each.output_tokens:

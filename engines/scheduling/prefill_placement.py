@@ -9,14 +9,18 @@ Pure policy, DualPath (arXiv 2602.21548, section 6.1). When a group fetches, an 
 and each turn, in the queue's order, goes to the preferred engine with the fewest tokens, to a spare one only
 if none is preferred: a node with a short read queue would leave its storage NIC idle. The fetch ends when no
 engine is open. Ours: tokens and read queues count every decision at once, ties go to fewer requests and then
-to the smaller engine id, and engines that failed the turn before come last among the open ones.
+to the smaller engine id, and engines that failed the turn before come last among the open ones. Where
+contexts are read ahead, the node that keeps a turn's pulls it (engines.scheduling.prefetch).
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from engines.scheduling.engine_choice import EngineChoice
-from engines.scheduling.engine_group import EngineGroup
+from engines.scheduling.engine_group import EngineGroup, Mask
 from engines.scheduling.order import TurnOrder
+from engines.scheduling.prefetch import pulls
 from engines.scheduling.queued_turn import QueuedTurn
 from engines.scheduling.read_queues import ReadQueues
 from engines.scheduling.settings import SchedulingSettings
@@ -75,4 +79,20 @@ class PrefillPlacement:
             allowed = group.but_failed(allowed, turn.failed_engines)
         short = self._queues.at(group.node_rows) <= self._read_queue_limit_tokens
         preferred = group.fewest_tokens(allowed & short)
-        return group.fewest_tokens(allowed) if preferred is None else preferred
+        least = group.fewest_tokens(allowed) if preferred is None else preferred
+        if least is None or turn.memory_node is None:
+            return least
+        return self._pulled(group, turn, allowed, least)
+
+    def _pulled(self, group: EngineGroup, turn: QueuedTurn, allowed: Mask, row: int) -> int:
+        """The row of an engine whose node keeps much of the hit, if its load allows; else `row`."""
+        there = np.array([node_id == turn.memory_node for node_id in group.node_ids])
+        pulled = group.fewest_tokens(allowed & there)
+        if pulled is not None and pulls(
+            pull=self._settings.prefetch_pull,
+            kept_tokens=turn.memory_tokens,
+            load_tokens=int(group.tokens[pulled]),
+            least_tokens=int(group.tokens[row]),
+        ):
+            return pulled
+        return row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.types import EngineId, RequestId
+from engines.types import EngineId, NodeId, RequestId
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,10 @@ class QueuedTurn:
     """Predicted time of its own prefill."""
     remaining_s: float = 0.0
     """Predicted time until its trajectory ends."""
+    memory_node: NodeId | None = None
+    """The prefill node that keeps most of the hit in its memory, where that counts."""
+    memory_tokens: int = 0
+    """Tokens kept there."""
     trajectory_group: str = ""
     """Turns of one trajectory group stay together where the order says so."""
     failed_engines: frozenset[EngineId] = frozenset()

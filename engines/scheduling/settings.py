@@ -74,11 +74,20 @@ class SchedulingSettings:
     """A turn that has waited for so long goes before all that came later, whatever the order."""
     load_only_if_faster: bool
     """Load hit blocks only as far as that is faster than computing them; false loads every hit."""
+    prefetch: bool
+    """Read the context of an agent that waits for a tool ahead into a prefill node's memory, while that node
+    has nothing else to read. It needs kvstore.dram_bytes."""
+    prefetch_blocks: int
+    """Most blocks that a node reads ahead at once; a prompt may have to wait for so many slots."""
+    prefetch_pull: float
+    """With `prefetch`: the node that keeps most of a prompt's hit in memory gets the turn unless its engine's
+    load exceeds the least one by more than this times the tokens kept there."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "group_nodes", "fetch_period_s", "estimate_prior_weight")
         require_at_least(self, 1, "fetch_max_requests", "rebalance_min_blocks", "decode_balance_factor")
-        require_at_least(self, 0, "order_aging_s", "read_memory_s")
+        require_at_least(self, 0, "order_aging_s", "read_memory_s", "prefetch_pull")
+        require_at_least(self, 1, "prefetch_blocks")
         require_above(self, 0, "engine_load_limit_s", "read_queue_limit_s", "attention_quota_s")
         require_above(self, 0, "read_rate_memory_s")
         require_above(self, 1, "estimate_outlier_factor")

@@ -48,6 +48,32 @@ def test_a_dropped_block_is_found_no_more_and_its_slot_comes_back_with_its_last_
     assert (tier.find(A), len(tier)) == (1, 1)
 
 
+def test_blocks_that_are_held_make_room_for_prompts_only_and_last():
+    tier = DramTier(3)
+    for slot, key in enumerate((A, B, C)):
+        tier.offer(key, slot)
+    tier.hold([A, B, D])
+    assert (tier.num_room, tier.num_held) == (1, 3)
+    assert tier.offer(D, 3) == [2]
+    assert tier.offer(C, 4) == [4]
+    tier.let_go([B])
+    assert tier.give_up(2) == [1, 0]
+    tier.let_go([A, D])
+    assert tier.offer(C, 4) == []
+    tier.check()
+
+
+def test_a_block_is_held_for_as_long_as_anybody_holds_it():
+    tier = DramTier(1)
+    tier.hold([A])
+    tier.hold([A])
+    tier.offer(A, 0)
+    tier.let_go([A])
+    assert tier.offer(B, 1) == [1]
+    tier.let_go([A])
+    assert tier.offer(B, 1) == [0]
+
+
 def test_a_tier_of_no_slots_keeps_nothing():
     tier = DramTier(0)
     assert tier.offer(A, 7) == [7]

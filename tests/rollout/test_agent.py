@@ -10,6 +10,7 @@ import asyncio
 import pickle
 from array import array
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -97,6 +98,9 @@ class ScriptedEngines:
     def open_context(self) -> Context:
         self.contexts.append(Context(BlockKey(bytes(16)), block_tokens=4))
         return self.contexts[-1]
+
+    def waiting(self, context: Context, request_id: RequestId) -> nullcontext[None]:
+        return nullcontext()
 
     async def run_turn(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from contextlib import nullcontext
 
 import pytest
 
@@ -47,6 +48,9 @@ class CountingEngines:
 
     def open_context(self) -> Context:
         return Context(BlockKey(bytes(16)), block_tokens=4)
+
+    def waiting(self, context: Context, request_id: RequestId) -> nullcontext[None]:
+        return nullcontext()
 
     async def run_turn(
         self,

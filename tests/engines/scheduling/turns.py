@@ -40,6 +40,9 @@ PAPER = SchedulingSettings(
     order="fifo",
     order_aging_s=10.0,
     load_only_if_faster=False,
+    prefetch=False,
+    prefetch_blocks=2,
+    prefetch_pull=0.5,
 )
 
 
