@@ -423,6 +423,7 @@ class Loans:
         return {
             "free_slots": sum(node.pool.num_free for node in nodes),
             "dram_slots": sum(len(node.dram) for node in nodes),
+            "held_blocks": sum(node.dram.num_held for node in nodes),
             "quarantined_slots": sum(node.pool.num_quarantined for node in nodes),
         }
 

@@ -81,7 +81,7 @@ class Prefetcher:
         self._busy: set[NodeId] = set()
         """Nodes that had something else to read and have not reported since."""
         self._epoch = 0
-        self.num_blocks = 0
+        self._num_blocks = 0
         """Read ahead so far."""
 
     def connect(self, nodes: Mapping[NodeId, NodePeer]) -> None:
@@ -139,6 +139,10 @@ class Prefetcher:
         kept = {node_id: len(self._loans.in_dram(node_id, keys)) for node_id in sorted(self._nodes)}
         node_id = max(kept, key=lambda node_id: kept[node_id])
         return (node_id, kept[node_id]) if kept[node_id] else (None, 0)
+
+    def figures(self) -> dict[str, float]:
+        """Contexts that are read ahead or held now, and blocks that were read ahead so far."""
+        return {"waiting_contexts": len(self._contexts), "prefetched_blocks": self._num_blocks}
 
     def close(self) -> None:
         for task in self._reading.values():
@@ -222,5 +226,5 @@ class Prefetcher:
         if not_begun:
             self._busy.add(node_id)
             batch.context.next_block = min(not_begun)
-        self.num_blocks += len(right)
+        self._num_blocks += len(right)
         self._loans.end_ahead(node_id, batch.slots, right if batch.epoch == self._epoch else (), late)

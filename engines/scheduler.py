@@ -378,7 +378,7 @@ class Scheduler:
             "lost_blocks": self._lost_blocks,
             "stored_bytes": self._index.stored_bytes,
             "evicted_bytes": 0 if self._keeper is None else self._keeper.evicted_bytes,
-            "prefetched_blocks": self._ahead.num_blocks,
+            **self._ahead.figures(),
             **self._loans.figures(),
             **({} if self._cluster is None else self._reads.figures()),
         }

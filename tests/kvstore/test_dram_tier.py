@@ -100,6 +100,7 @@ class TierWalk(RuleBasedStateMachine):
         self.outside = set(range(self.SLOTS))
         self.content = {}
         self.uses = []
+        self.held = []
 
     @precondition(lambda self: self.outside)
     @rule(key=st.sampled_from((A, B, C, D)), data=st.data())
@@ -136,6 +137,16 @@ class TierWalk(RuleBasedStateMachine):
     def drop(self, key):
         self.come_back(self.tier.drop(key))
         assert self.tier.find(key) is None
+
+    @rule(keys=st.sets(st.sampled_from((A, B, C, D))))
+    def hold(self, keys):
+        self.held.append(sorted(keys))
+        self.tier.hold(keys)
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def let_go(self):
+        self.tier.let_go(self.held.pop())
 
     @rule()
     def clear(self):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import pickle
 from array import array
-from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -43,6 +43,7 @@ LIMITS = Limits(
 SAMPLING = SamplingParams(max_tokens=16, temperature=0.7, stop_ids=(7,), stop_strings=("!",))
 PHASES = PhaseSeconds(queue=0.5, kv_load=0.25, prefill=1.0, decode=2.0)
 GIVEN_UP = ("A0;",)
+GIVEN = ("C23*47;", "A1076;")
 
 
 class CharFormat:
@@ -94,13 +95,18 @@ class ScriptedEngines:
         self.samplings: list[SamplingParams] = []
         self.deadlines_s: list[float] = []
         self.hints: list[TurnHints] = []
+        self.waits: list[tuple[RequestId, int] | None] = []
+        """After which turn and how many tokens each wait began; None: it ended."""
 
     def open_context(self) -> Context:
         self.contexts.append(Context(BlockKey(bytes(16)), block_tokens=4))
         return self.contexts[-1]
 
-    def waiting(self, context: Context, request_id: RequestId) -> nullcontext[None]:
-        return nullcontext()
+    @asynccontextmanager
+    async def waiting(self, context: Context, request_id: RequestId) -> AsyncIterator[None]:
+        self.waits.append((request_id, len(context)))
+        yield
+        self.waits.append(None)
 
     async def run_turn(
         self,
@@ -469,6 +475,14 @@ def test_an_agent_says_what_it_waits_for_as_it_goes() -> None:
     engines = ScriptedEngines("C23*47;", "A1076;")
     asyncio.run(run_agent(SAMPLE, setup_of(engines), on_phase=phases.append))
     assert phases == ["decode", "tool", "decode", "tool"]
+
+
+def test_engines_hear_while_an_agent_waits_for_its_tool() -> None:
+    engines = ScriptedEngines(*GIVEN)
+    play(engines)
+    spoken = [len(prompt) + len(line) for prompt, line in zip(engines.prompts, GIVEN, strict=True)]
+    first, second = engines.request_ids
+    assert engines.waits == [(first, spoken[0]), None, (second, spoken[1]), None]
 
 
 def test_engines_that_were_told_to_abort_the_request_end_it() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -43,14 +44,19 @@ class CountingEngines:
         self.prompts: list[array[int]] = []
         self.samplings: list[SamplingParams] = []
         self.hints: list[TurnHints] = []
+        self.waits: list[tuple[RequestId, int] | None] = []
+        """After which turn and how many tokens each wait began; None: it ended."""
         self._most = most
         self._error = error
 
     def open_context(self) -> Context:
         return Context(BlockKey(bytes(16)), block_tokens=4)
 
-    def waiting(self, context: Context, request_id: RequestId) -> nullcontext[None]:
-        return nullcontext()
+    @asynccontextmanager
+    async def waiting(self, context: Context, request_id: RequestId) -> AsyncIterator[None]:
+        self.waits.append((request_id, len(context)))
+        yield
+        self.waits.append(None)
 
     async def run_turn(
         self,
@@ -152,7 +158,9 @@ def test_no_history_asks_the_engines_nothing():
 
 
 def test_tools_are_waited_for_scaled_and_their_time_is_the_trajectorys():
-    trajectory = play(CountingEngines(), tool_wait_scale=0.0005)
+    engines = CountingEngines()
+    trajectory = play(engines, tool_wait_scale=0.0005)
+    assert engines.waits == [(RequestId("0/s/0/0"), 35), None]
     assert trajectory.turns[0].tool_s == pytest.approx(0.05, abs=0.04)
     assert trajectory.phases.tool == pytest.approx(sum(turn.tool_s for turn in trajectory.turns))
     assert play(CountingEngines()).phases.tool < 0.01
