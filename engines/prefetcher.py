@@ -11,7 +11,7 @@ block that is merely kept takes its place. So a read ahead costs a turn one smal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from engines.config import SchedulerConfig
@@ -120,6 +120,11 @@ class Prefetcher:
         for request_id in list(self._contexts):
             self.end(request_id)
 
+    def lose(self, absent: Set[str]) -> None:
+        """These nodes do not answer: wait for them no longer. They may still write into their slots."""
+        for node_id in self._reading.keys() & absent:
+            self._reading[node_id].cancel()
+
     def reported(self, node_id: NodeId) -> None:
         """The node has told what it has to read."""
         self._busy.discard(node_id)
@@ -202,7 +207,7 @@ class Prefetcher:
         try:
             async with asyncio.timeout(deadline_s + _ANSWER_SLACK_S):
                 results = await self._nodes[node_id].read_ahead(batch.loads, deadline_s)
-        except (EngineFailed, TimeoutError):
+        except (EngineFailed, TimeoutError, asyncio.CancelledError):  # only lose() and close() cancel it
             self._busy.add(node_id)
         del self._reading[node_id]
         if results is None:  # it may still write there

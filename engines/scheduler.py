@@ -152,6 +152,7 @@ class Scheduler:
         then, its engines stay out.
         """
         self._absent, before = absent, self._out
+        self._ahead.lose(absent)
         out = self._loans.engines_among(absent)
         stay_out = {
             e for e in before - out if self._loans.is_mostly_quarantined(self._loans.engine(e).node_id)
@@ -334,15 +335,13 @@ class Scheduler:
     # -- weights -------------------------------------------------------------------------------------
 
     async def pause(self, deadline_s: float) -> None:
-        """Place nothing more; return when no turn is placed and no persist is pending.
+        """Place and read ahead nothing more; return when no turn is placed and no persist is pending.
 
         What an absent decode engine never gave back is not waited for.
         """
         self._paused = True
         self._ahead.clear()
-        await self._until(
-            lambda: not self._num_at_work() and not self._index.num_pending and self._ahead.is_idle, deadline_s
-        )
+        await self._until(self._is_quiet, deadline_s)
 
     async def resume(self) -> None:
         self._paused = False
@@ -610,6 +609,10 @@ class Scheduler:
         for loan in self._loans.with_decode_engine(engine_id):
             if loan.finished:
                 self._forget_new_keys(loan)
+
+    def _is_quiet(self) -> bool:
+        """Whether nobody works on a turn, persists a block or reads ahead."""
+        return not self._num_at_work() and not self._index.num_pending and self._ahead.is_idle
 
     def _num_at_work(self) -> int:
         """Placed turns, but for those that only an absent decode engine still holds."""

@@ -265,6 +265,17 @@ def test_slots_of_a_node_that_does_not_answer_stay_aside() -> None:
     on_a_waiting_bench(play, quarantined=2)
 
 
+def test_a_pause_does_not_wait_for_a_node_that_is_found_absent() -> None:
+    async def play(bench: Bench, node: PlayedNode) -> None:
+        await wait(bench, keys_of(0, 16))
+        await bench.scheduler.set_absent(frozenset([PREFILL]))
+        await bench.scheduler.pause(5)
+        await bench.scheduler.set_absent(frozenset())
+        await bench.scheduler.resume()
+
+    on_a_waiting_bench(play, quarantined=2)
+
+
 def test_without_room_to_keep_blocks_nothing_is_read_ahead() -> None:
     async def play(bench: Bench, node: PlayedNode) -> None:
         await wait(bench, keys_of(0, 16))
