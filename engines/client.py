@@ -18,7 +18,7 @@ from typing import Any
 from engines.absences import Absences
 from engines.config import SchedulerConfig
 from engines.context import Context
-from engines.errors import EngineFailed, RequestRefused, TurnFailed
+from engines.errors import EngineFailed, RequestRefused, StaleWeights, TurnFailed
 from engines.peers import DecodePeer, PrefillPeer, SchedulerPeer
 from engines.types import (
     NO_HINTS,
@@ -204,20 +204,25 @@ class EngineClient:
 
     async def _place(self, turn: _Turn, attempt_id: RequestId, left_s: float) -> Placement:
         turn.on_phase("queue")
-        self._weights = await self._current_weights(turn)
-        prompt = self._prompt(turn)
-        request = TurnRequest(
-            request_id=attempt_id,
-            keys=prompt.keys,
-            prompt_tokens=len(prompt),
-            max_output_tokens=turn.sampling.max_tokens - len(turn.token_ids),
-            weights_version=self._weights.version,
-            deadline_s=min(left_s, self._config.place_deadline_s),
-            failed_engines=frozenset(turn.failed_engines),
-            group_id=turn.hints.group_id,
-            remaining_tokens=turn.hints.remaining_tokens,
-        )
-        placement = await self._scheduler.submit(request)
+        while True:
+            self._name_blocks(turn)
+            prompt = self._prompt(turn)
+            request = TurnRequest(
+                request_id=attempt_id,
+                keys=prompt.keys,
+                prompt_tokens=len(prompt),
+                max_output_tokens=turn.sampling.max_tokens - len(turn.token_ids),
+                weights_version=self._weights.version,
+                deadline_s=min(left_s, self._config.place_deadline_s),
+                failed_engines=frozenset(turn.failed_engines),
+                group_id=turn.hints.group_id,
+                remaining_tokens=turn.hints.remaining_tokens,
+            )
+            try:
+                placement = await self._scheduler.submit(request)
+                break
+            except StaleWeights:
+                await self._learn_weights(request)
         turn.phases += placement.waited
         turn.weights_version = placement.weights_version
         return placement
@@ -287,17 +292,21 @@ class EngineClient:
 
     # -- bookkeeping ---------------------------------------------------------------------------------
 
-    async def _current_weights(self, turn: _Turn) -> Weights:
-        """The engines' weights; re-names the context's blocks if they have changed."""
-        weights = await self._scheduler.weights()
-        if turn.token_ids and weights.version != turn.weights_version:
+    def _name_blocks(self, turn: _Turn) -> None:
+        """Name the context's blocks under the weights that engines hold, as far as is known here."""
+        if turn.token_ids and self._weights.version != turn.weights_version:
             raise RequestRefused(
                 f"{turn.request_id} began under weights version {turn.weights_version}, the engines "
-                f"hold version {weights.version}"
+                f"hold version {self._weights.version}"
             )
-        self._weights = weights
         turn.context.reroot(self._root())
-        return weights
+
+    async def _learn_weights(self, refused: TurnRequest) -> None:
+        """Ask for the engines' weights, which are not those that `refused` names."""
+        weights = await self._scheduler.weights()
+        if weights.version == refused.weights_version:
+            raise RequestRefused(f"{refused.request_id} is refused under the weights that engines hold")
+        self._weights = weights
 
     def _root(self) -> BlockKey:
         return chain_root(self._weights.weights_id, self._layout.format)

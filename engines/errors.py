@@ -3,6 +3,7 @@
 EngineError
 |- ModelUnsupported   a model these engines cannot serve; nothing was loaded
 |- RequestRefused     a request that could never fit or is out of date; nothing was reserved
+|  `- StaleWeights    it names other weights than the engines hold
 |- PlacementTimeout   no place was found by the deadline; nothing is reserved
 |- EngineFailed       an engine or node did not answer or broke; the turn may be tried elsewhere
 |- KVDamaged          KV in HBM is not what was written for the prompt; the runner must not go on
@@ -22,6 +23,10 @@ class ModelUnsupported(EngineError):
 
 class RequestRefused(EngineError):
     """A request that could never fit, or that names other weights than the engines hold."""
+
+
+class StaleWeights(RequestRefused):
+    """A request that names other weights than the engines hold."""
 
 
 class PlacementTimeout(EngineError):

@@ -22,9 +22,10 @@ from typing import BinaryIO
 
 from engines.config import SchedulerConfig
 from engines.decision_log import open_placement
-from engines.errors import PlacementTimeout, RequestRefused
+from engines.errors import PlacementTimeout, StaleWeights
 from engines.expected_blocks import ExpectedBlocks
 from engines.loans import Loan, Loans
+from engines.never_waits import never_waits
 from engines.peers import NodePeer
 from engines.prefetcher import Prefetcher
 from engines.read_mover import ReadMover
@@ -202,6 +203,7 @@ class Scheduler:
                 self._leave(waiting)
                 self._go_on()
 
+    @never_waits
     async def report_reads(self, report: ReadReport) -> tuple[MoveOrder, ...]:
         """What a node has read, and has not begun; what of that its turns' other sides read instead.
 
@@ -214,6 +216,7 @@ class Scheduler:
         self._go_on()
         return orders
 
+    @never_waits
     async def prefilled(self, request_id: RequestId, moved: Sequence[MovedBlock] = ()) -> None:
         """The prefill engine is done: its slots and its share of load come back.
 
@@ -227,6 +230,7 @@ class Scheduler:
         self._loans.hand_over(loan, moved, keep=keep)
         self._go_on()
 
+    @never_waits
     async def release_slots(self, request_id: RequestId, slots: Sequence[SlotId]) -> None:
         """The decode node needs these slots of the request's no more."""
         loan = self._loans.get(request_id)
@@ -234,6 +238,7 @@ class Scheduler:
             self._loans.release(loan, loan.placement.decode_node, slots)
             self._go_on()
 
+    @never_waits
     async def hit_lost(self, request_id: RequestId, lost: Sequence[LostBlock]) -> None:
         """These blocks of the hit could not be used, which ends the attempt: they are hits no more.
 
@@ -253,12 +258,14 @@ class Scheduler:
         # Whoever waits for slots may need fewer now.
         self._go_on(self._slot_queue.nodes())
 
+    @never_waits
     async def settled(self, node_id: NodeId, slots: Sequence[SlotId]) -> None:
         """Late reads have ended: nobody writes into these slots of the node any more."""
         self._loans.settled(node_id, slots)
         self._reads.set_late(node_id, self._loans.num_late(node_id))
         self._go_on()
 
+    @never_waits
     async def finish(
         self, request_id: RequestId, *, resolved: bool = True, safe_nodes: frozenset[NodeId] = frozenset()
     ) -> None:
@@ -298,10 +305,12 @@ class Scheduler:
 
     # -- the index -----------------------------------------------------------------------------------
 
+    @never_waits
     async def stored(self, keys: Sequence[BlockKey]) -> tuple[BlockKey, ...]:
         """Those of `keys` that need not be written: they are stored. One that is only pending may fail."""
         return tuple(key for key in keys if self._index.is_stored(key))
 
+    @never_waits
     async def expect(
         self, keys: Sequence[BlockKey], weights_id: WeightsId, request_id: RequestId | None = None
     ) -> tuple[BlockKey, ...]:
@@ -317,6 +326,7 @@ class Scheduler:
                 self._expected.add(maker, keys)
         return await self.stored(keys)
 
+    @never_waits
     async def announce(
         self, stored: Sequence[AnnouncedBlock], failed: Sequence[BlockKey], weights_id: WeightsId
     ) -> None:
@@ -358,6 +368,7 @@ class Scheduler:
         self._queue.refuse_all(self._stale)
         self._go_on()
 
+    @never_waits
     async def weights(self) -> Weights:
         return self._weights
 
@@ -674,8 +685,8 @@ class Scheduler:
         if request.weights_version != self._weights.version:
             raise self._stale(request)
 
-    def _stale(self, request: TurnRequest) -> RequestRefused:
-        return RequestRefused(
+    def _stale(self, request: TurnRequest) -> StaleWeights:
+        return StaleWeights(
             f"{request.request_id} names weights version {request.weights_version}, the engines hold "
             f"version {self._weights.version}"
         )

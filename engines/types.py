@@ -76,6 +76,7 @@ class SamplingParams:
                 raise ValueError(f"sampling.{name} must be {bounds}, got {value}")
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class PhaseSeconds:
     """Where a stretch of wall time went; each instant is charged to one phase.
@@ -131,6 +132,7 @@ class EngineInfo:
     """Decode: tokens the paged KV pool holds. Prefill keeps none."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class Weights:
     """The weights engines hold: a version to compare, an id to key blocks with."""
@@ -189,6 +191,7 @@ class TurnHints:
 NO_HINTS = TurnHints()
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class TurnRequest:
     """What the scheduler sees of a turn: never the prompt's token ids."""
@@ -214,6 +217,7 @@ class TurnRequest:
         return self.prompt_tokens + self.max_output_tokens
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class Placement:
     """The scheduler's answer: who serves the turn and which blocks are read on which side."""
@@ -359,6 +363,7 @@ BlockSpan = tuple[int, int]
 """Blocks [start, end) of a prompt."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class UnreadReads:
     """What a node was told to read for a turn and has not begun."""
@@ -371,6 +376,7 @@ class UnreadReads:
     """Bytes that the node reads before the first of them."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class ReadReport:
     """What a node has read since it started, and what it has not begun; totals only grow."""

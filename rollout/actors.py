@@ -81,12 +81,9 @@ class Proxy:
 
         async def call(*args: object, **kwargs: object) -> Any:
             try:
-                answer = self._send(method, args, kwargs)
-                # Cancelling the caller must not wait for the actor, so the answer is left to itself.
-                answer.add_done_callback(_look_at)
-                # Not wait_for: before Python 3.12 it may swallow a cancellation.
-                async with asyncio.timeout(CALL_DEADLINE_S):
-                    return await asyncio.shield(answer)
+                if any(isinstance(value, ray.ObjectRef) for value in (*args, *kwargs.values())):
+                    return await self._call_directly(method, args, kwargs)
+                return await self._line().call(method, args, kwargs)
             except RayTaskError as error:
                 raise error.cause from None
             except RayActorError as error:
@@ -99,13 +96,15 @@ class Proxy:
     def __reduce__(self) -> tuple[type, tuple[Any, str]]:
         return Proxy, (self._handle, self._name)
 
-    def _send(self, method: str, args: tuple[object, ...], kwargs: dict[str, object]) -> asyncio.Future[Any]:
-        if any(isinstance(value, ray.ObjectRef) for value in (*args, *kwargs.values())):
-            direct: asyncio.Future[Any] = asyncio.ensure_future(
-                self._handle.call.remote(method, *args, **kwargs)
-            )
-            return direct
-        return self._line().call(method, args, kwargs)
+    async def _call_directly(
+        self, method: str, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        answer = asyncio.ensure_future(self._handle.call.remote(method, *args, **kwargs))
+        # Cancelling the caller must not wait for the actor, so the answer is left to itself.
+        answer.add_done_callback(_look_at)
+        # Not wait_for: before Python 3.12 it may swallow a cancellation.
+        async with asyncio.timeout(CALL_DEADLINE_S):
+            return await asyncio.shield(answer)
 
     def _line(self) -> Line:
         """To this actor from this event loop."""
@@ -117,7 +116,7 @@ class Proxy:
             async def send(message: bytes) -> bytes:
                 return cast(bytes, await self._handle.exchange.remote(name, message))
 
-            line = self._lines[loop] = Line(send)
+            line = self._lines[loop] = Line(send, CALL_DEADLINE_S)
         return line
 
 

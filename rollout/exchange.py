@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 Send = Callable[[bytes], Awaitable[bytes]]
 _MOST_EXCHANGES = 2
 """One that waits for answers, and one that is on its way."""
+_NONE = pickle.dumps(None)
 
 
 class RemoteFailure(Exception):
@@ -30,11 +31,17 @@ class RemoteFailure(Exception):
 class Line:
     """The calling end; all methods belong to one event loop."""
 
-    def __init__(self, send: Send) -> None:
-        """`send` brings one message to the other end's `Desk.exchange` and returns what that returns."""
+    def __init__(self, send: Send, deadline_s: float) -> None:
+        """`send` brings one message to the other end's `Desk.exchange` and returns what that returns.
+
+        A call that has no answer after `deadline_s` raises TimeoutError.
+        """
         self._send = send
+        self._deadline_s = deadline_s
         self._unsent: list[bytes] = []
-        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._answers: dict[int, tuple[asyncio.Future[Any], float]] = {}
+        """By number, so from the oldest to the newest: what is waited for, and until when."""
+        self._alarm_is_set = False
         self._num_calls = 0
         self._exchanges: set[asyncio.Task[None]] = set()
         self._flush_is_due = False
@@ -49,12 +56,29 @@ class Line:
         number, self._num_calls = self._num_calls, self._num_calls + 1
         self._unsent.append(pickle.dumps((number, method, args, kwargs), pickle.HIGHEST_PROTOCOL))
         answer: asyncio.Future[Any] = loop.create_future()
-        self._answers[number] = answer
+        self._answers[number] = answer, loop.time() + self._deadline_s
+        if not self._alarm_is_set:
+            # One alarm for all: a timer for each call costs more than most calls.
+            self._alarm_is_set = True
+            loop.call_later(self._deadline_s, self._give_up_late_ones)
         if not self._flush_is_due:
             # Not now: what else is called in this turn of the loop goes along.
             self._flush_is_due = True
             loop.call_soon(self._flush)
         return answer
+
+    def _give_up_late_ones(self) -> None:
+        """Nobody waits longer than the deadline; who waits longest now sets the next alarm."""
+        self._alarm_is_set = False
+        loop = asyncio.get_running_loop()
+        for number, (answer, until_s) in list(self._answers.items()):
+            if until_s > loop.time():
+                self._alarm_is_set = True
+                loop.call_at(until_s, self._give_up_late_ones)
+                return
+            del self._answers[number]
+            if not answer.done():
+                answer.set_exception(TimeoutError())
 
     def _flush(self) -> None:
         self._flush_is_due = False
@@ -80,7 +104,7 @@ class Line:
             self._flush()
 
     def _settle(self, number: int, is_value: bool, content: bytes) -> None:
-        answer = self._answers.pop(number, None)
+        answer, _ = self._answers.pop(number, (None, 0.0))
         if answer is None or answer.done():  # whoever asked has gone
             return
         value = pickle.loads(content)
@@ -93,7 +117,7 @@ class Line:
         """The other end is gone, and with it every answer."""
         answers, self._answers = self._answers, {}
         self._unsent.clear()
-        for answer in answers.values():
+        for answer, _ in answers.values():
             if not answer.done():
                 answer.set_exception(error)
 
@@ -143,7 +167,10 @@ class Desk:
     def _begin(self, outbox: _Outbox, call: bytes) -> None:
         number, method, args, kwargs = pickle.loads(call)
         try:
-            result = getattr(self._served, method)(*args, **kwargs)
+            called = getattr(self._served, method)
+            result = called(*args, **kwargs)
+            if getattr(called, "never_waits", False):
+                result = _run_through(result)
         except Exception as error:  # noqa: BLE001 - carried to the caller
             outbox.put(number, False, _pickled_error(error))
             return
@@ -164,7 +191,19 @@ class Desk:
         outbox.put(number, *answer)
 
 
+def _run_through(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that waits for nothing (engines.never_waits)."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    coroutine.close()
+    raise AssertionError(f"{coroutine.__qualname__} has waited")
+
+
 def _pickled(value: object) -> tuple[bool, bytes]:
+    if value is None:
+        return True, _NONE
     try:
         return True, pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # noqa: BLE001 - carried to the caller

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from engines.client import ClientParts, EngineClient
-from engines.errors import EngineFailed, PlacementTimeout, RequestRefused, TurnFailed
+from engines.errors import EngineFailed, PlacementTimeout, RequestRefused, StaleWeights, TurnFailed
 from engines.types import (
     EngineId,
     FinishReason,
@@ -77,6 +77,8 @@ class Cluster:
 
     async def submit(self, request: TurnRequest) -> Placement:
         weights = await self.weights()
+        if request.weights_version != weights.version:
+            raise StaleWeights(f"{request.request_id} names other weights")
         self.requests.append(request)
         if self.absent_parts:  # the next one is there
             self.set_absent()

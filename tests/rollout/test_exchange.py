@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engines.never_waits import never_waits
 from rollout.exchange import Desk, Line, RemoteFailure
 
 DEADLINE_S = 20
@@ -56,7 +57,7 @@ class Wire:
         self.num_messages = 0
         self.cut = False
 
-    def line(self, name: str = "line") -> Line:
+    def line(self, name: str = "line", deadline_s: float = DEADLINE_S) -> Line:
         async def send(message: bytes) -> bytes:
             self.num_messages += 1
             await asyncio.sleep(0)
@@ -69,7 +70,7 @@ class Wire:
                 await asyncio.sleep(0.001)
             return reply.result()
 
-        return Line(send)
+        return Line(send, deadline_s)
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -200,3 +201,45 @@ def test_lines_of_several_callers_get_their_own_answers():
         assert answers == [n for n in range(4) for _ in range(9)]
 
     run(test)
+
+
+def test_a_call_without_an_answer_by_the_deadline_raises_and_others_go_on() -> None:
+    async def play() -> None:
+        line = Wire().line(deadline_s=0.05)
+        late = line.call("after", (1,), {})
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(late, DEADLINE_S)
+        later = line.call("after", (2,), {})
+        assert await line.call("echo", (3,), {}) == 3
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(later, DEADLINE_S)
+        await line.call("open", (1,), {})
+        assert line.num_unanswered == 0
+
+    asyncio.run(play())
+
+
+class Hasty:
+    @never_waits
+    async def double(self, value: int) -> int:
+        return 2 * value
+
+    @never_waits
+    async def fail(self) -> None:
+        raise ValueError("no")
+
+    @never_waits
+    async def wait(self) -> None:
+        await asyncio.sleep(0)
+
+
+def test_a_method_that_never_waits_is_answered_without_a_task() -> None:
+    async def play() -> None:
+        line = Wire(Hasty()).line()
+        assert await line.call("double", (4,), {}) == 8
+        with pytest.raises(ValueError, match="no"):
+            await line.call("fail", (), {})
+        with pytest.raises(AssertionError, match="wait has waited"):
+            await line.call("wait", (), {})
+
+    asyncio.run(play())
