@@ -210,7 +210,7 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         spec.scheduler,
         kvstore=spec.kvstore,
         directory=spec.store_directory,
-        num_writers=0 if config.oracle else len(nodes),
+        num_writers=0 if config.oracle and spec.kvstore.path is None else len(nodes),
         prefill_load_limit_tokens=config.prefill_load_limit_tokens,
         weights=spec.weights,
         speeds=ClusterSpeeds(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +38,26 @@ class Bench:
     trace: str | None
     """The user's recorded agents; None: the bundled sample."""
 
-    def equal_agents(self, agents: EqualAgents) -> tuple[str, ...]:
-        """Write the trace; the overrides that replay it."""
-        path = self.folder / f"{agents.agents}x{agents.rounds}x{agents.context_tokens}.csv"
+    def equal_agents(
+        self, steps: Sequence[Step], agents: EqualAgents, *overrides: str, scale: float, time_scale: float
+    ) -> Plan:
+        """A plan of equal agents, their contexts stored already. Raises RunFailed."""
+        path = self.folder / f"{agents.name}.csv"
         agents.write(path)
-        return agents.overrides(path)
+        return Plan(
+            tuple(steps),
+            (*agents.overrides(path), f"scale={scale:g}", *overrides),
+            time_scale,
+            self._store(agents, scale),
+        )
+
+    def _store(self, agents: EqualAgents, scale: float) -> Path:
+        name = f"{agents.agents}x{agents.context_tokens}-{scale:g}"
+        store, trace = self.folder / f"store-{name}", self.folder / f"contexts-{name}.csv"
+        if not store.exists():
+            agents.write_contexts(trace)
+            self.runner.fill(store, (f"trace={trace}", f"num_agents={agents.agents}", f"scale={scale:g}"))
+        return store
 
     def replay(self, name: str, plan: Plan, num_rounds: int | None = None) -> Runs:
         """Run the plan; every run goes into the series `name`."""

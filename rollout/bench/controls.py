@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rollout.bench.bench import Bench, Goal
 from rollout.bench.ladder import BASIC, SPLIT
-from rollout.bench.rounds import Plan
 from rollout.bench.workload import EqualAgents
 
 _GOAL = Goal(0.98)
@@ -27,9 +26,7 @@ def one_agent(bench: Bench) -> None:
 
 
 def _control(bench: Bench, name: str, agents: EqualAgents, time_scale: float) -> None:
-    plan = Plan(
-        (BASIC, SPLIT),
-        ("cluster=1p2d", "setting=paper", "scale=41", *bench.equal_agents(agents)),
-        time_scale,
+    plan = bench.equal_agents(
+        (BASIC, SPLIT), agents, "cluster=1p2d", "setting=paper", scale=41, time_scale=time_scale
     )
     bench.tell_ratio(f"{name}_basic_over_split", BASIC, SPLIT, bench.replay(name, plan), _GOAL)

@@ -14,6 +14,9 @@ PAPER_CUTS = {"layerwise": 0.1721, "dual": 0.3819, "scheduler": 0.4562}
 section 7.4)."""
 PAPER_BEST = 1.87
 """The largest JCT of basic / dual path with its scheduler in the paper."""
+_SETTING = ("cluster=1p2d", "setting=paper")
+_SCALE = 82.0
+_TIME_SCALE = 1.5
 
 
 def ladder_equal(bench: Bench) -> None:
@@ -21,7 +24,8 @@ def ladder_equal(bench: Bench) -> None:
     agents = EqualAgents(agents=64, rounds=4, context_tokens=32_768, append_tokens=429, output_tokens=48)
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
-    _ladder(bench, "ladder_equal", bench.equal_agents(agents), time_scale=1.5)
+    plan = bench.equal_agents(LADDER, agents, *_SETTING, scale=_SCALE, time_scale=_TIME_SCALE)
+    _ladder(bench, "ladder_equal", plan)
 
 
 def ladder_trace(bench: Bench) -> None:
@@ -32,11 +36,10 @@ def ladder_trace(bench: Bench) -> None:
         f"num_agents={8 if bench.quick else 64}",
         "task.max_context_tokens=65536",
     )
-    _ladder(bench, "ladder_trace", overrides, time_scale=1.5)
+    _ladder(bench, "ladder_trace", Plan(LADDER, (*_SETTING, f"scale={_SCALE:g}", *overrides), _TIME_SCALE))
 
 
-def _ladder(bench: Bench, name: str, overrides: tuple[str, ...], time_scale: float) -> None:
-    plan = Plan(LADDER, ("cluster=1p2d", "setting=paper", "scale=82", *overrides), time_scale)
+def _ladder(bench: Bench, name: str, plan: Plan) -> None:
     runs = bench.replay(name, plan)
     for lower, upper in pairwise(LADDER):
         bench.tell_ratio(f"{name}_{lower.name}_over_{upper.name}", lower, upper, runs)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from rollout.bench.bench import Bench, Goal
 from rollout.bench.ladder import BASIC, DUAL_SCHEDULER, Step
-from rollout.bench.rounds import Plan, Runs
+from rollout.bench.rounds import Runs
 from rollout.bench.workload import EqualAgents
 
 FULL_SIZE_SNIC_BYTES_PER_S = 1.5e9
@@ -28,11 +28,8 @@ def nic_pairs(bench: Bench) -> None:
     agents = EqualAgents(agents=24, rounds=4, context_tokens=32_768, append_tokens=429, output_tokens=16)
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
-    plan = Plan(
-        tuple(step for pair in pairs for step in pair),
-        ("setting=paper", "scale=41", *bench.equal_agents(agents)),
-        time_scale=3.0,
-    )
+    steps = [step for pair in pairs for step in pair]
+    plan = bench.equal_agents(steps, agents, "setting=paper", scale=41, time_scale=3.0)
     runs = bench.replay("nic_pairs", plan)
     for one, other in pairs:
         _tell_difference(bench, runs, one, other)

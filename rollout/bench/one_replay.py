@@ -27,6 +27,14 @@ _MARK = "ROLLOUT_BENCH_RUN"
 _END_S = 20.0
 """A run that is told to stop has so long to stop its processes."""
 _TOLD_CHARACTERS = 400
+_LINE = ("job=replay", "monitor=off")
+_FILL = (
+    "time_scale=1000",
+    "cluster.snic_bytes_per_s=null",
+    "cluster.cnic_bytes_per_s=null",
+    "scheduler.batching=count",
+    "engines.prefill_batch_tokens=1000000",  # in one chunk: a later one would load the earlier ones again
+)
 
 
 class RunFailed(Exception):
@@ -108,21 +116,25 @@ class Runner:
         self._deadline_s = deadline_s
         self._say = say
 
-    def run(self, step: Step, overrides: Sequence[str], time_scale: float) -> Replayed:
-        """Raises RunFailed if the run fails or passes its deadline."""
+    def run(
+        self, step: Step, overrides: Sequence[str], time_scale: float, store: Path | None = None
+    ) -> Replayed:
+        """Replay over what `store` holds. Raises RunFailed if the run fails or passes its deadline."""
         folder = self._folder / f"run-{uuid.uuid4().hex[:8]}"
-        line = (
-            "job=replay",
-            "monitor=off",
+        folder.mkdir()
+        line = [
+            *_LINE,
             *overrides,
             *step.overrides,
             f"time_scale={time_scale:g}",
-            f"run_dir={folder}",
-        )
+            f"run_dir={folder / 'run'}",
+        ]
         started_s = time.monotonic()
         try:
-            self._run(line, folder)
-            summary = json.loads((folder / "summary.json").read_text())
+            if store is not None:
+                line.append(f"kvstore.path={shutil.copytree(store, folder / 'store')}")
+            self._run(line, folder / "log")
+            summary = json.loads((folder / "run" / "summary.json").read_text())
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         done = Replayed(step.name, time_scale, summary, time.monotonic() - started_s)
@@ -133,10 +145,16 @@ class Runner:
         )
         return done
 
-    def _run(self, line: Sequence[str], folder: Path) -> None:
+    def fill(self, store: Path, overrides: Sequence[str]) -> None:
+        """Have a replay store what it computes in `store`, in no time. Raises RunFailed."""
+        self._say(f"  storing contexts in {store.name}")
+        log = self._folder / "log"
+        run_dir = self._folder / f"fill-{store.name}"
+        self._run([*_LINE, *_FILL, *overrides, f"kvstore.path={store}", f"run_dir={run_dir}"], log)
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+    def _run(self, line: Sequence[str], log: Path) -> None:
         mark = uuid.uuid4().hex
-        folder.mkdir()
-        log = folder.with_suffix(".log")
         with log.open("w+") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "rollout", *line],
@@ -154,7 +172,6 @@ class Runner:
                 end_marked(mark)
             output.seek(0)
             told = output.read().strip().splitlines()
-        log.unlink()
         if code is None:
             raise RunFailed(f"was not done after {self._deadline_s:.0f} s; stopped. {_last(told)}")
         if code != 0:

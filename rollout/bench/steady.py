@@ -9,7 +9,7 @@ from __future__ import annotations
 from rollout.bench.bench import Bench, Goal
 from rollout.bench.ladder import BASIC, DUAL_SCHEDULER, ORACLE, SPLIT
 from rollout.bench.one_replay import Replayed
-from rollout.bench.rounds import Plan, Runs
+from rollout.bench.rounds import Runs
 from rollout.bench.workload import EqualAgents
 
 TERMS_APART = 3.0
@@ -21,9 +21,12 @@ def steady(bench: Bench) -> None:
     agents = EqualAgents(agents=24, rounds=6, context_tokens=32_768, append_tokens=429, output_tokens=16)
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
-    plan = Plan(
+    plan = bench.equal_agents(
         (BASIC, DUAL_SCHEDULER, SPLIT, ORACLE),
-        ("cluster=1p2d", "setting=storage_bound", "scale=41", *bench.equal_agents(agents)),
+        agents,
+        "cluster=1p2d",
+        "setting=storage_bound",
+        scale=41,
         time_scale=3.0,
     )
     runs = bench.replay("steady_1p2d", plan)
@@ -37,10 +40,8 @@ def steady_2p4d(bench: Bench) -> None:
     agents = EqualAgents(agents=48, rounds=4, context_tokens=32_768, append_tokens=429, output_tokens=16)
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
-    plan = Plan(
-        (SPLIT, ORACLE),
-        ("cluster=2p4d", "setting=storage_bound", "scale=41", *bench.equal_agents(agents)),
-        time_scale=1.5,
+    plan = bench.equal_agents(
+        (SPLIT, ORACLE), agents, "cluster=2p4d", "setting=storage_bound", scale=41, time_scale=1.5
     )
     _tell_bound(bench, "2p4d", bench.replay("steady_2p4d", plan))
 
