@@ -34,6 +34,7 @@ from engines.types import (
     EngineId,
     EngineInfo,
     EngineRole,
+    Forward,
     NodeBytes,
     NodeId,
     TokenCounts,
@@ -162,6 +163,11 @@ class EngineCluster:
         found = await asyncio.gather(*(part.spans() for part in parts), return_exceptions=True)
         return [span for spans in found if not isinstance(spans, BaseException) for span in spans]
 
+    async def forwards(self, role: EngineRole) -> dict[EngineId, tuple[Forward, ...]]:
+        """The last steps of every engine of `role`, where engines are paced."""
+        engines = self.prefill_engines if role is EngineRole.PREFILL else self.decode_engines
+        return await self._answers.ask(engines, "forwards")
+
     async def close(self) -> None:
         for part in (*self.engines, *self.nodes.values(), self.scheduler):
             await part.close()
@@ -210,7 +216,7 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         spec.scheduler,
         kvstore=spec.kvstore,
         directory=spec.store_directory,
-        num_writers=0 if config.oracle and spec.kvstore.path is None else len(nodes),
+        num_writers=0 if config.oracle else len(nodes),
         prefill_load_limit_tokens=config.prefill_load_limit_tokens,
         weights=spec.weights,
         speeds=ClusterSpeeds(

@@ -26,7 +26,7 @@ from engines.model.paced_history import PacedHistory
 from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
 from engines.timeline import Span
-from engines.types import EngineId, Weights
+from engines.types import EngineId, EngineRole, Forward, Weights
 from kvstore.job_token import JobToken
 from kvstore.keys import WeightsId, chain_root, weights_id_after_update, weights_id_of_files
 from kvstore.open_transport import TransportSpec
@@ -275,6 +275,10 @@ class AsyncRolloutBackend:
     async def spans(self) -> list[Span]:
         """What the engines and nodes did for the turns that are drawn."""
         return await self._cluster.spans()
+
+    async def forwards(self, role: EngineRole) -> Mapping[EngineId, Sequence[Forward]]:
+        """The last steps of every engine of `role`, where engines are paced."""
+        return await self._cluster.forwards(role)
 
     async def verified_bytes(self) -> int:
         """KV bytes that paced engines found as they were written."""

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from engines.errors import EngineError, KVDamaged
+from engines.types import EngineRole
 from kvstore.errors import KvStoreError
 from rollout import __version__
 from rollout.actors import RayCluster
@@ -30,6 +31,7 @@ from rollout.compose import to_yaml
 from rollout.config import RunConfig
 from rollout.cpu_use import read_cpu
 from rollout.errors import RolloutError
+from rollout.forward_figures import attention_figures, decode_figures
 from rollout.metrics import StepSummary, series, summarise_job, summarise_step
 from rollout.monitor import Monitor
 from rollout.progress import Progress, SlowestNow, StepState
@@ -203,8 +205,12 @@ async def _run_replay(desk: _Desk, backend: AsyncRolloutBackend, plan: ReplayPla
         async with SnicMeter(lambda: _snic_bytes(backend)) as meter:
             await _rollout(desk, backend, 0, plan.tasks, writer)
     await _refuse_wrong_bytes(backend)
-    if paced_spec(desk.config) is not None:
+    paced = paced_spec(desk.config)
+    if paced is not None:
         desk.replay_figures["verified_bytes"] = await backend.verified_bytes()
+        decoded = await backend.forwards(EngineRole.DECODE)
+        desk.replay_figures["decode"] = decode_figures(decoded, paced.step_times)
+        desk.replay_figures["attention"] = attention_figures(await backend.forwards(EngineRole.PREFILL))
     desk.replay_figures["cpu_use"] = read_cpu().use_since(before)
     desk.replay_figures["snic"] = meter.figures()
     desk.replay_figures["slo"] = plan.slo(desk.steps[-1].figures())

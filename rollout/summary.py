@@ -93,6 +93,29 @@ class RateFigures(TypedDict):
     cnic_bytes_per_s: float | None
 
 
+class AttentionFigures(TypedDict):
+    """How even attention was across a group of prefill engines that compute in rounds."""
+
+    rounds: int
+    whole_rounds: int
+    """In which every engine took part."""
+    max_over_avg: float | None
+    """The longest attention over the mean of the group, averaged over whole rounds."""
+    mean_s: float | None
+    """Attention of an engine in a whole round."""
+
+
+class DecodeFigures(TypedDict):
+    """Decode steps of paced engines; a mean over tokens, so a step counts once for each of its rows."""
+
+    steps: int
+    rows_mean: float | None
+    modelled_tpot_s: float | None
+    """What the model says the steps take."""
+    step_tpot_s: float | None
+    """What they took."""
+
+
 class SloFigures(TypedDict):
     """Whether the run met the paper's limits, divided by time_scale."""
 
@@ -131,6 +154,10 @@ class ReplayFigures(TypedDict):
     cpu_use: NotRequired[float]
     """Share of this machine's cores, 0..1, that the replay took."""
     snic: NotRequired[SnicFigures]
+    attention: NotRequired[AttentionFigures]
+    """Of paced prefill engines with engines.group_lockstep."""
+    decode: NotRequired[DecodeFigures]
+    """Of paced engines."""
     slo: NotRequired[SloFigures]
 
 

@@ -41,23 +41,10 @@ class Bench:
     def equal_agents(
         self, steps: Sequence[Step], agents: EqualAgents, *overrides: str, scale: float, time_scale: float
     ) -> Plan:
-        """A plan of equal agents, their contexts stored already. Raises RunFailed."""
+        """A plan of equal agents."""
         path = self.folder / f"{agents.name}.csv"
         agents.write(path)
-        return Plan(
-            tuple(steps),
-            (*agents.overrides(path), f"scale={scale:g}", *overrides),
-            time_scale,
-            self._store(agents, scale),
-        )
-
-    def _store(self, agents: EqualAgents, scale: float) -> Path:
-        name = f"{agents.agents}x{agents.context_tokens}-{scale:g}"
-        store, trace = self.folder / f"store-{name}", self.folder / f"contexts-{name}.csv"
-        if not store.exists():
-            agents.write_contexts(trace)
-            self.runner.fill(store, (f"trace={trace}", f"num_agents={agents.agents}", f"scale={scale:g}"))
-        return store
+        return Plan(tuple(steps), (*agents.overrides(path), f"scale={scale:g}", *overrides), time_scale)
 
     def replay(self, name: str, plan: Plan, num_rounds: int | None = None) -> Runs:
         """Run the plan; every run goes into the series `name`."""

@@ -7,6 +7,7 @@ from itertools import pairwise
 from rollout.bench.bench import NO_GOAL, Bench
 from rollout.bench.ladder import BASIC, DUAL, DUAL_SCHEDULER, LADDER, NO_LAYERWISE, ORACLE, SPLIT, Step
 from rollout.bench.rounds import Plan, Runs
+from rollout.bench.snic_balance import tell_snic_balance
 from rollout.bench.workload import EqualAgents
 
 PAPER_CUTS = {"layerwise": 0.1721, "dual": 0.3819, "scheduler": 0.4562}
@@ -25,7 +26,8 @@ def ladder_equal(bench: Bench) -> None:
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     plan = bench.equal_agents(LADDER, agents, *_SETTING, scale=_SCALE, time_scale=_TIME_SCALE)
-    _ladder(bench, "ladder_equal", plan)
+    runs = _ladder(bench, "ladder_equal", plan)
+    tell_snic_balance(bench, runs, unscheduled=DUAL, scheduled=(DUAL_SCHEDULER, SPLIT))
 
 
 def ladder_trace(bench: Bench) -> None:
@@ -39,7 +41,7 @@ def ladder_trace(bench: Bench) -> None:
     _ladder(bench, "ladder_trace", Plan(LADDER, (*_SETTING, f"scale={_SCALE:g}", *overrides), _TIME_SCALE))
 
 
-def _ladder(bench: Bench, name: str, plan: Plan) -> None:
+def _ladder(bench: Bench, name: str, plan: Plan) -> Runs:
     runs = bench.replay(name, plan)
     for lower, upper in pairwise(LADDER):
         bench.tell_ratio(f"{name}_{lower.name}_over_{upper.name}", lower, upper, runs)
@@ -56,6 +58,7 @@ def _ladder(bench: Bench, name: str, plan: Plan) -> None:
     for step in LADDER:
         _tell_tail(bench, f"{name}_tail_{step.name}", step, runs)
     bench.findings.series[name]["paper"] = {"cuts": PAPER_CUTS, "basic_over_dual_scheduler_best": PAPER_BEST}
+    return runs
 
 
 def _tell_cut(bench: Bench, name: str, step: Step, runs: Runs) -> None:

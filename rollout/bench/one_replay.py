@@ -6,6 +6,7 @@ way a run ends, no process of it is left: each carries a mark in its environment
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout.bench.ladder import Step
+from rollout.records import read_trajectories
 
 CPU_LIMIT = 0.8
 _MARK = "ROLLOUT_BENCH_RUN"
@@ -28,13 +30,6 @@ _END_S = 20.0
 """A run that is told to stop has so long to stop its processes."""
 _TOLD_CHARACTERS = 400
 _LINE = ("job=replay", "monitor=off")
-_FILL = (
-    "time_scale=1000",
-    "cluster.snic_bytes_per_s=null",
-    "cluster.cnic_bytes_per_s=null",
-    "scheduler.batching=count",
-    "engines.prefill_batch_tokens=1000000",  # in one chunk: a later one would load the earlier ones again
-)
 
 
 class RunFailed(Exception):
@@ -50,6 +45,9 @@ class Replayed:
     summary: dict[str, Any]
     wall_s: float
     """With start and end."""
+    tokens_digest: str
+    """Of every trajectory's token ids."""
+    cpu_limit: float
 
     @property
     def jct_s(self) -> float:
@@ -72,7 +70,7 @@ class Replayed:
     def valid(self) -> bool:
         """Had the machine CPU to spare, and were all trajectories completed?"""
         completed = self.summary["outcomes"]["completed"] == self.summary["num_trajectories"]
-        return self.cpu_use <= CPU_LIMIT and bool(completed)
+        return self.cpu_use <= self.cpu_limit and bool(completed)
 
     @property
     def read_bytes(self) -> int:
@@ -93,6 +91,7 @@ class Replayed:
             "cpu_use",
             "snic",
             "attention",
+            "decode",
         )
         step = self.summary["steps"][0]
         return {
@@ -117,9 +116,9 @@ class Runner:
         self._say = say
 
     def run(
-        self, step: Step, overrides: Sequence[str], time_scale: float, store: Path | None = None
+        self, step: Step, overrides: Sequence[str], time_scale: float, cpu_limit: float = CPU_LIMIT
     ) -> Replayed:
-        """Replay over what `store` holds. Raises RunFailed if the run fails or passes its deadline."""
+        """Raises RunFailed if the run fails or passes its deadline."""
         folder = self._folder / f"run-{uuid.uuid4().hex[:8]}"
         folder.mkdir()
         line = [
@@ -131,27 +130,18 @@ class Runner:
         ]
         started_s = time.monotonic()
         try:
-            if store is not None:
-                line.append(f"kvstore.path={shutil.copytree(store, folder / 'store')}")
             self._run(line, folder / "log")
             summary = json.loads((folder / "run" / "summary.json").read_text())
+            digest = _tokens_digest(folder / "run" / "trajectories.parquet")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        done = Replayed(step.name, time_scale, summary, time.monotonic() - started_s)
+        done = Replayed(step.name, time_scale, summary, time.monotonic() - started_s, digest, cpu_limit)
         verdict = "" if done.valid else "  INVALID"
         self._say(
             f"  {step.name}: JCT {done.jct_s:.2f} s at time_scale {time_scale:g}, CPU {done.cpu_use:.0%}, "
             f"run {done.wall_s:.0f} s{verdict}"
         )
         return done
-
-    def fill(self, store: Path, overrides: Sequence[str]) -> None:
-        """Have a replay store what it computes in `store`, in no time. Raises RunFailed."""
-        self._say(f"  storing contexts in {store.name}")
-        log = self._folder / "log"
-        run_dir = self._folder / f"fill-{store.name}"
-        self._run([*_LINE, *_FILL, *overrides, f"kvstore.path={store}", f"run_dir={run_dir}"], log)
-        shutil.rmtree(run_dir, ignore_errors=True)
 
     def _run(self, line: Sequence[str], log: Path) -> None:
         mark = uuid.uuid4().hex
@@ -176,6 +166,14 @@ class Runner:
             raise RunFailed(f"was not done after {self._deadline_s:.0f} s; stopped. {_last(told)}")
         if code != 0:
             raise RunFailed(f"ended with code {code}: {_last(told)}")
+
+
+def _tokens_digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for trajectory in sorted(read_trajectories(path), key=lambda each: each.trajectory_id):
+        for segment in trajectory.segments:
+            digest.update(segment.token_ids.tobytes())
+    return digest.hexdigest()
 
 
 def _last(lines: Sequence[str]) -> str:

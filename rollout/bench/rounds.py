@@ -9,11 +9,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from rollout.bench.ladder import Step
-from rollout.bench.one_replay import Replayed, RunFailed
+from rollout.bench.one_replay import CPU_LIMIT, Replayed, RunFailed
 
 SLOWER = 1.5
 """An invalid run is repeated with its time scale divided by this."""
@@ -22,12 +21,7 @@ SLOWER = 1.5
 class RunsReplays(Protocol):
     """A Runner, or what stands for it."""
 
-    def run(
-        self, step: Step, overrides: Sequence[str], time_scale: float, store: Path | None = None
-    ) -> Replayed:
-        """Raises RunFailed."""
-
-    def fill(self, store: Path, overrides: Sequence[str]) -> None:
+    def run(self, step: Step, overrides: Sequence[str], time_scale: float, cpu_limit: float) -> Replayed:
         """Raises RunFailed."""
 
 
@@ -39,8 +33,7 @@ class Plan:
     overrides: tuple[str, ...]
     """Of every step."""
     time_scale: float
-    store: Path | None = None
-    """What every run finds stored."""
+    cpu_limit: float = CPU_LIMIT
 
 
 @dataclass(slots=True)
@@ -86,7 +79,7 @@ def alternate(runner: RunsReplays, plan: Plan, num_rounds: int, say: Callable[[s
 def _run(runner: RunsReplays, plan: Plan, step: Step, done: list[Replayed], slowed: dict[str, float]) -> None:
     """One run, and another if it is invalid; what was too fast once is slow from the beginning then."""
     time_scale = slowed.get(step.name, plan.time_scale)
-    done.append(runner.run(step, plan.overrides, time_scale, plan.store))
+    done.append(runner.run(step, plan.overrides, time_scale, plan.cpu_limit))
     if not done[-1].valid and step.name not in slowed:
         slowed[step.name] = time_scale / SLOWER
-        done.append(runner.run(step, plan.overrides, slowed[step.name], plan.store))
+        done.append(runner.run(step, plan.overrides, slowed[step.name], plan.cpu_limit))

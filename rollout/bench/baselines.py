@@ -1,0 +1,56 @@
+"""What dual path gives on top of what a cluster may have anyway: memory for KV, and time while tools work.
+
+The DRAM tier keeps blocks read lately. 20 GB of a GPU's share of its node at full size, which is 160 GB of
+a node with 8 GPUs. With `tool_wait_scale=1` agents wait as long for their tools as was recorded, and NICs
+idle meanwhile.
+"""
+
+from __future__ import annotations
+
+from rollout.bench.bench import Bench
+from rollout.bench.ladder import BASIC, SPLIT
+from rollout.bench.rounds import Plan
+from rollout.bench.workload import EqualAgents
+
+DRAM_BYTES = 20e9
+"""Of each node, at full size, for one GPU."""
+_STAGING_BYTES = 10e9
+_SCALE = 41.0
+
+
+def dram_tier(bench: Bench) -> None:
+    """basic and split, with and without a DRAM tier, on equal agents."""
+    agents = EqualAgents(agents=32, rounds=3, context_tokens=32_768, append_tokens=429, output_tokens=16)
+    if bench.quick:
+        agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
+    dram_bytes = round(DRAM_BYTES / _SCALE)
+    # The tier may be half of the staging memory at most.
+    staging_bytes = max(2 * dram_bytes, dram_bytes + round(_STAGING_BYTES / _SCALE))
+    dram = (f"kvstore.dram_bytes={dram_bytes}", f"kvstore.staging_bytes={staging_bytes}")
+    basic, split = (step.with_overrides("dram", *dram) for step in (BASIC, SPLIT))
+    plan = bench.equal_agents(
+        (BASIC, basic, SPLIT, split), agents, "cluster=1p2d", "setting=paper", scale=_SCALE, time_scale=2.0
+    )
+    runs = bench.replay("dram_tier", plan)
+    bench.tell_ratio("dram_basic_alone_over_basic_dram", BASIC, basic, runs)
+    bench.tell_ratio("dram_basic_dram_over_split_dram", basic, split, runs)
+    bench.tell_ratio("dram_basic_alone_over_split_alone", BASIC, SPLIT, runs)
+    bench.tell_ratio("dram_split_alone_over_split_dram", SPLIT, split, runs)
+
+
+def tool_waits(bench: Bench) -> None:
+    """basic and split on recorded agents that wait for their tools."""
+    overrides = (
+        f"trace={bench.trace or 'null'}",
+        f"num_agents={8 if bench.quick else 48}",
+        "task.max_context_tokens=65536",
+        "tool_wait_scale=1",
+        "cluster=1p2d",
+        "setting=paper",
+        f"scale={_SCALE:g}",
+    )
+    runs = bench.replay("tool_waits", Plan((BASIC, SPLIT), overrides, time_scale=2.0))
+    bench.tell_ratio("tool_waits_basic_over_split", BASIC, SPLIT, runs)
+    bench.findings.left_out["prefetch_during_tool_calls"] = (
+        "not built: no setting of the scheduler prefetches"
+    )

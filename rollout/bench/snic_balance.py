@@ -1,0 +1,62 @@
+"""How evenly the storage NICs are used, second by second, while they are busy but not all full.
+
+DualPath (arXiv 2602.21548, section 7) reports the busiest NIC over the mean in windows of 1 s. Only windows
+at 40 to 90 % of what all NICs together can move are judged: an idle second has no balance, a full one no
+choice.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from rollout.bench.bench import NO_GOAL, Bench, Goal
+from rollout.bench.ladder import Step
+from rollout.bench.one_replay import Replayed
+from rollout.bench.rounds import Runs
+
+LOAD = (0.4, 0.9)
+UNEVEN = 1.3
+"""A load tells something if taking the nodes in turn leaves the NICs at least so uneven."""
+_GOAL = Goal(1.10, "lower")
+
+
+def tell_snic_balance(bench: Bench, runs: Runs, *, unscheduled: Step, scheduled: tuple[Step, ...]) -> None:
+    """max / mean of each step; judged where `unscheduled` is uneven enough."""
+    _tell(bench, runs, unscheduled, NO_GOAL)
+    uneven = [run for run in runs.of(unscheduled) if (of_run(run) or 0.0) >= UNEVEN]
+    for step in scheduled:
+        _tell(bench, runs, step, _GOAL if uneven else NO_GOAL)
+    if not uneven:
+        bench.findings.left_out["snic_max_over_mean: its verdict"] = (
+            f"taking nodes in turn gave less than {UNEVEN} at this load"
+        )
+
+
+def _tell(bench: Bench, runs: Runs, step: Step, goal: Goal) -> None:
+    bench.tell(
+        f"snic_max_over_mean_{step.name}",
+        lambda: statistics.median(value for run in runs.of(step) if (value := of_run(run)) is not None),
+        "busiest NIC / mean, 1 s windows at 40-90 % load",
+        goal,
+        runs,
+        step,
+    )
+
+
+def of_run(run: Replayed) -> float | None:
+    """Mean over the run's windows of the right load; None if it has none."""
+    snic = run.replay["snic"]
+    return mean_max_over_avg(snic["bytes"], snic["lengths_s"], run.replay["rates"]["snic_bytes_per_s"])
+
+
+def mean_max_over_avg(windows: list[list[int]], lengths_s: list[float], rate: Any) -> float | None:
+    """`windows`: bytes of each NIC in each window; `rate`: bytes/s of one NIC, None without a limit."""
+    if not rate:
+        return None
+    ratios = []
+    for window, length_s in zip(windows, lengths_s, strict=True):
+        load = sum(window) / (rate * len(window) * length_s)
+        if LOAD[0] <= load <= LOAD[1]:
+            ratios.append(max(window) * len(window) / sum(window))
+    return statistics.fmean(ratios) if ratios else None
