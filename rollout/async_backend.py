@@ -280,6 +280,11 @@ class AsyncRolloutBackend:
         """The last steps of every engine of `role`, where engines are paced."""
         return await self._cluster.forwards(role)
 
+    @property
+    def cluster(self) -> EngineCluster:
+        """The engines and nodes themselves, for tests and for faults that are made on purpose."""
+        return self._cluster
+
     async def verified_bytes(self) -> int:
         """KV bytes that paced engines found as they were written."""
         counts, layout = (await self._cluster.token_counts()).values(), self._cluster.layout
