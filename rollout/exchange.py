@@ -198,7 +198,7 @@ def _run_through(coroutine: Coroutine[Any, Any, Any]) -> Any:
     except StopIteration as end:
         return end.value
     coroutine.close()
-    raise AssertionError(f"{coroutine.__qualname__} has waited")
+    raise AssertionError(f"{coroutine} has waited")
 
 
 def _pickled(value: object) -> tuple[bool, bytes]:
