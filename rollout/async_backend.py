@@ -221,7 +221,10 @@ class AsyncRolloutBackend:
             read_decode_side=sum(node.read_decode_side for node in moved),
             read_dram=sum(node.read_dram for node in moved),
             written=sum(node.written for node in moved),
-            snic_bytes=tuple(node.read_prefill_side + node.read_decode_side for node in moved),
+            snic_bytes=tuple(
+                node.read_prefill_side + node.read_decode_side + node.read_ahead for node in moved
+            ),
+            read_ahead=sum(node.read_ahead for node in moved),
         )
 
     async def store_figures(self) -> dict[str, float]:
@@ -261,6 +264,7 @@ class AsyncRolloutBackend:
         figures["kv/read_bytes/prefill_side"] = kv.read_prefill_side
         figures["kv/read_bytes/decode_side"] = kv.read_decode_side
         figures["kv/read_bytes/dram"] = kv.read_dram
+        figures["kv/read_bytes/ahead"] = kv.read_ahead
         figures["kv/written_bytes"] = kv.written
         for engine_id, counts in (await self._cluster.token_counts()).items():
             figures |= {f"engines/{engine_id}/{k}_tokens": v for k, v in asdict(counts).items()}

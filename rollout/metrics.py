@@ -46,6 +46,8 @@ class KVBytes:
     written: int = 0
     snic_bytes: tuple[int, ...] = ()
     """Bytes read through each SNIC."""
+    read_ahead: int = 0
+    """Into a node's memory before any turn asked for it; a turn that finds it there reads it from DRAM."""
 
     def __add__(self, more: KVBytes) -> KVBytes:
         return self._combine(more, 1)
@@ -61,6 +63,7 @@ class KVBytes:
             self.read_dram + sign * more.read_dram,
             self.written + sign * more.written,
             tuple(a + sign * b for a, b in pairs),
+            self.read_ahead + sign * more.read_ahead,
         )
 
     def figures(self) -> KVFigures:
@@ -70,6 +73,7 @@ class KVBytes:
                 "prefill_side": self.read_prefill_side,
                 "decode_side": self.read_decode_side,
                 "dram": self.read_dram,
+                "ahead": self.read_ahead,
             },
             "written_bytes": self.written,
             "snic_max_over_avg": (max(self.snic_bytes) * len(self.snic_bytes) / read if read else None),

@@ -141,7 +141,7 @@ def test_a_jobs_jct_is_the_sum_of_its_steps_and_training_stands_beside_it():
     assert job["jct_breakdown"]["decode"] == 8.0
     assert job["reward_mean"] == pytest.approx(2 / 3)
     assert [step["weights_version"] for step in job["steps"]] == [0, 1]
-    assert job["kv"]["read_bytes"] == {"prefill_side": 60, "decode_side": 0, "dram": 10}
+    assert job["kv"]["read_bytes"] == {"prefill_side": 60, "decode_side": 0, "dram": 10, "ahead": 0}
 
 
 def test_a_jobs_percentiles_are_over_all_turns_not_over_steps():
