@@ -268,7 +268,7 @@ class DecodeEngine(Engine):
         self._running += self._copied
         self._copied = []
         ready = self._grow()
-        if self._timeline.is_on:
+        if ready and self._timeline.is_on:
             self._trace.follow([running.request_id for running in ready])
         for batch in self._batches(ready):
             self._decode(batch)
@@ -390,6 +390,7 @@ class DecodeEngine(Engine):
 
     def _end(self, running: _Running, reason: FinishReason) -> None:
         (self._running if running in self._running else self._copied).remove(running)
+        self._trace.end(running.request_id)
         busy = self._persistence.blocks_being_stored(running.request_id)
         self._pool.give_back([block for block in running.table if block not in busy])
         self._persistence.free_when_stored(running.request_id)

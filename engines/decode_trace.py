@@ -21,7 +21,7 @@ class DecodeTrace:
         self._steps = self._rows = 0
 
     def follow(self, turns: Sequence[RequestId]) -> None:
-        """`turns` share the step that begins now; nothing begins if there are none."""
+        """`turns` share the step that begins now."""
         sampled = tuple(turn for turn in turns if self._timeline.samples(turn))
         if sampled != self._turns:
             self._draw()
@@ -29,6 +29,12 @@ class DecodeTrace:
             self._steps = self._rows = 0
         self._steps += 1
         self._rows += len(turns)
+
+    def end(self, turn: RequestId) -> None:
+        """The turn decodes no more; before anybody hears of it."""
+        if turn in self._turns:
+            self._draw()
+            self._turns = ()
 
     def _draw(self) -> None:
         if self._turns:

@@ -45,8 +45,9 @@ class SnicMeter:
         while True:
             await asyncio.sleep(WINDOW_S)
             now, now_s = await self._read(), time.monotonic()
-            self._windows.append(tuple(new - old for new, old in zip(now, before, strict=True)))
-            self._lengths_s.append(now_s - started_s)
+            if len(now) == len(before):  # a node that was silent from its start on has no figure
+                self._windows.append(tuple(new - old for new, old in zip(now, before, strict=True)))
+                self._lengths_s.append(now_s - started_s)
             before, started_s = now, now_s
 
 
