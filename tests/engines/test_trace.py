@@ -16,7 +16,7 @@ from engines.types import RequestId, SamplingParams
 from tests.engines.local_cluster import running_cluster, with_store
 from tests.engines.paced import PROFILE, paced_spec
 
-LAYER_S = 0.03
+LAYER_S = 0.1
 SLOW = replace(PROFILE, rest_s=(LAYER_S, 0.0), decode_s=(1e-3, 0.0, 0.0))
 """Layers that take much longer than everything a slow machine does beside them."""
 
@@ -75,9 +75,11 @@ def test_a_turn_is_read_then_computed_layer_by_layer_while_the_next_layer_loads(
     assert [span.name for span in loads] == [f"load layer {layer}" for layer in range(3)]
     assert {span.name.split()[0] for span in moves} >= {"send"}
     assert max(map(end_s, reads)) <= layers[0].start_s
-    for layer in range(2):  # the next layer is there before this one is through
-        assert layers[layer].start_s <= end_s(loads[layer + 1]) <= end_s(layers[layer])
-        assert end_s(loads[layer]) <= layers[layer].start_s
+    for load, layer in zip(loads, layers, strict=True):
+        assert end_s(load) <= layer.start_s
+    for layer, following in zip(layers, loads[1:], strict=False):
+        assert following.start_s <= end_s(layer)
+        assert end_s(following) >= layer.start_s
     (forward,) = of_turn(spans, "1", "forward")
     assert forward.start_s <= layers[0].start_s
     assert end_s(layers[-1]) <= end_s(forward)
