@@ -16,7 +16,7 @@ from engines.types import RequestId, SamplingParams
 from tests.engines.local_cluster import running_cluster, with_store
 from tests.engines.paced import PROFILE, paced_spec
 
-LAYER_S = 0.1
+LAYER_S = 0.5
 SLOW = replace(PROFILE, rest_s=(LAYER_S, 0.0), decode_s=(1e-3, 0.0, 0.0))
 """Layers that take much longer than everything a slow machine does beside them."""
 
