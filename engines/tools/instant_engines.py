@@ -55,6 +55,7 @@ from kvstore.keys import KeyChain, WeightsId
 from kvstore.layout import BlockLayout
 from kvstore.store import BlockLocation
 
+T = TypeVar("T")
 _REPORT_PERIOD_S = 0.03
 _SEGMENT_BLOCKS = 4096
 _DEADLINE_S = 120.0
