@@ -29,6 +29,7 @@ from engines.types import (
     ReadSide,
     RequestId,
     SlotId,
+    SlotRelease,
     TurnRequest,
     Weights,
 )
@@ -66,7 +67,11 @@ class SchedulerPeer(Protocol):
     ) -> tuple[BlockKey, ...]: ...
 
     async def announce(
-        self, stored: Sequence[AnnouncedBlock], failed: Sequence[BlockKey], weights_id: WeightsId
+        self,
+        stored: Sequence[AnnouncedBlock],
+        failed: Sequence[BlockKey],
+        weights_id: WeightsId,
+        released: SlotRelease | None = None,
     ) -> None: ...
 
     async def hit_lost(self, request_id: RequestId, lost: Sequence[LostBlock]) -> None: ...

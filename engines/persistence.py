@@ -41,6 +41,7 @@ from engines.types import (
     HandOver,
     RequestId,
     SlotId,
+    SlotRelease,
 )
 from kvstore.checksum import layer_checksums
 from kvstore.errors import StoreError
@@ -137,7 +138,7 @@ class Persistence:
         self._prompts[placement.request_id] = _PromptSlots(new_slots, written, not waits_for_copy)
         await self._release(placement.request_id)
         if blocks:
-            storing = self._store_what_is_new(blocks, placement.weights_id)
+            storing = self._store_what_is_new(placement.request_id, blocks, placement.weights_id)
             self._write(placement.request_id, blocks, storing, self._prompt_written)
 
     def prompt_copied(self, request_id: RequestId) -> None:
@@ -288,7 +289,9 @@ class Persistence:
         if not writing:
             self._writing.pop(request_id, None)
 
-    async def _store_what_is_new(self, blocks: list[BlockPersist], weights_id: WeightsId) -> None:
+    async def _store_what_is_new(
+        self, request_id: RequestId, blocks: list[BlockPersist], weights_id: WeightsId
+    ) -> None:
         """Write those of a prompt's blocks that are not stored: the last of a whole prompt often is."""
         try:
             stored = set(await self._scheduler.stored([block.key for block in blocks]))
@@ -296,10 +299,17 @@ class Persistence:
             stored = set()  # to write a block again does no harm
         new = [block for block in blocks if block.key not in stored]
         if new:
-            await self._store(new, weights_id)
+            await self._store(
+                new, weights_id, lambda: self._take_written(request_id, [block.slot for block in blocks])
+            )
 
-    async def _store(self, blocks: list[BlockPersist], weights_id: WeightsId) -> None:
-        """Write the blocks and have the index told what became of them."""
+    async def _store(
+        self,
+        blocks: list[BlockPersist],
+        weights_id: WeightsId,
+        release: Callable[[], SlotRelease | None] = lambda: None,
+    ) -> None:
+        """Write the blocks; the index is told what became of them, and what slots that `release`s."""
         try:
             locations = await self._node.persist(blocks, weights_id, self._deadline_s)
         except (EngineFailed, StoreError) as error:
@@ -312,24 +322,36 @@ class Persistence:
         ]
         done = {block.key for block in stored}
         failed = [block.key for block in blocks if block.key not in done]
-        await self._scheduler.announce(stored, failed, weights_id)
+        await self._scheduler.announce(stored, failed, weights_id, release())
 
     def _prompt_written(self, request_id: RequestId, slots: Iterable[SlotId]) -> None:
-        prompt = self._prompts[request_id]
-        prompt.unwritten.difference_update(slots)
-        prompt.written.update(slots)
-        self.keep(self._events.create_task(self._release(request_id)))
+        """Where nothing was announced, nothing has been released along with it."""
+        released = self._take_written(request_id, slots)
+        if released is not None:
+            self.keep(self._events.create_task(self._give_back(released)))
 
     def _reserve_written(self, request_id: RequestId, slots: Iterable[SlotId]) -> None:
         self._run_on_loop(lambda: self._reserve.extend(slots))
 
     async def _release(self, request_id: RequestId) -> None:
         """Give back the slots nobody here needs any more."""
+        released = self._take_written(request_id)
+        if released is not None:
+            await self._give_back(released)
+
+    async def _give_back(self, released: SlotRelease) -> None:
+        await self._scheduler.release_slots(released.request_id, released.slots)
+
+    def _take_written(self, request_id: RequestId, written: Iterable[SlotId] = ()) -> SlotRelease | None:
+        """These slots of a prompt are written now; the slots of it that nobody here needs any more."""
         prompt = self._prompts.get(request_id)
-        if prompt is None or not prompt.copied:
-            return
+        if prompt is None:
+            return None
+        prompt.written |= prompt.unwritten.intersection(written)
+        prompt.unwritten -= prompt.written
+        if not prompt.copied:
+            return None
         slots, prompt.written = prompt.written, set()
         if not prompt.unwritten:
             self._prompts.pop(request_id, None)
-        if slots:
-            await self._scheduler.release_slots(request_id, sorted(slots))
+        return SlotRelease(request_id, tuple(sorted(slots))) if slots else None

@@ -52,6 +52,7 @@ from engines.types import (
     ReadSide,
     RequestId,
     SlotId,
+    SlotRelease,
     TurnRequest,
     Weights,
 )
@@ -328,9 +329,13 @@ class Scheduler:
 
     @never_waits
     async def announce(
-        self, stored: Sequence[AnnouncedBlock], failed: Sequence[BlockKey], weights_id: WeightsId
+        self,
+        stored: Sequence[AnnouncedBlock],
+        failed: Sequence[BlockKey],
+        weights_id: WeightsId,
+        released: SlotRelease | None = None,
     ) -> None:
-        """These persists have ended. Blocks of older weights are dropped."""
+        """These persists have ended, and so does the need for slots. Blocks of older weights are dropped."""
         if weights_id == self._weights.weights_id:
             for block in stored:
                 self._index.announce(block.key, block.location, weights_id, block.parent)
@@ -340,6 +345,9 @@ class Scheduler:
             self._keep_store({block.location.segment for block in stored})
             self._wake(block.key for block in stored)
             self._wake(failed)
+        loan = None if released is None else self._loans.get(released.request_id)
+        if released is not None and loan is not None:
+            self._loans.release(loan, loan.placement.decode_node, released.slots)
         self._go_on()
 
     # -- weights -------------------------------------------------------------------------------------

@@ -348,6 +348,15 @@ class AnnouncedBlock:
 
 @pickled_by_fields
 @dataclass(frozen=True, slots=True)
+class SlotRelease:
+    """Slots of a turn's decode node that it needs no more."""
+
+    request_id: RequestId
+    slots: tuple[SlotId, ...]
+
+
+@pickled_by_fields
+@dataclass(frozen=True, slots=True)
 class LostBlock:
     """A hit block of a placed turn that could not be used."""
 

@@ -397,7 +397,10 @@ class PrefixIndex:
 
     def _table_of(self, key: BlockKey) -> _Table | None:
         """The table that knows `key`. A key names its weights, so there is at most one."""
-        return next((table for table in self._tables.values() if key in table), None)
+        for table in self._tables.values():
+            if key in table:
+                return table
+        return None
 
 
 def _num_pending(table: _Table) -> int:

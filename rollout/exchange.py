@@ -170,7 +170,8 @@ class Desk:
             called = getattr(self._served, method)
             result = called(*args, **kwargs)
             if getattr(called, "never_waits", False):
-                result = _run_through(result)
+                outbox.put(number, *_pickled(_run_through(result)))
+                return
         except Exception as error:  # noqa: BLE001 - carried to the caller
             outbox.put(number, False, _pickled_error(error))
             return
