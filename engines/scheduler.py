@@ -317,11 +317,13 @@ class Scheduler:
     ) -> tuple[BlockKey, ...]:
         """These generated blocks are being persisted, but for those returned, which are stored already.
 
-        A lookup that meets one of them waits for it, unless the engine that decodes `request_id` is absent.
+        A lookup that meets one of them waits for it, unless the engine that decodes `request_id` is absent
+        or the attempt is over.
         """
         loan = None if request_id is None else self._loans.get(request_id)
         maker = None if loan is None else loan.placement.decode_engine
-        if weights_id == self._weights.weights_id and maker not in self._out:
+        is_over = request_id is not None and loan is None
+        if weights_id == self._weights.weights_id and maker not in self._out and not is_over:
             self._index.expect(keys, weights_id)
             if maker is not None:
                 self._expected.add(maker, keys)

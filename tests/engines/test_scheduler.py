@@ -868,3 +868,58 @@ def test_dual_reads_on_the_other_side_until_it_hears_that_the_first_has_read() -
             await bench.end(placement)
 
     on_a_bench(play, read_plan="dual")
+
+
+# Engines that do not answer ---------------------------------------------------------------------
+
+
+def test_an_absent_engine_gets_no_turns_until_it_is_back() -> None:
+    async def play(bench: Bench) -> None:
+        first = await bench.place(turn("first", 14))
+        absent = frozenset((str(first.decode_node),))
+        await bench.scheduler.set_absent(absent)
+        assert await bench.scheduler.absent(0, 5.0) == (1, absent)
+        for number in range(3):
+            placement = await bench.place(turn(f"t{number}", 10, conversation=number + 1))
+            assert placement.decode_node != first.decode_node
+            await bench.end(placement)
+        await bench.end(first)
+        await bench.scheduler.set_absent(frozenset())
+        used = {(await bench.place(turn(f"u{n}", 10, conversation=n + 5))) for n in range(2)}
+        assert {placement.decode_node for placement in used} == {DECODE_0, DECODE_1}
+        for placement in used:
+            await bench.end(placement)
+
+    on_a_bench(play)
+
+
+def test_nobody_waits_for_blocks_of_an_absent_engine_nor_a_pause_for_its_turns() -> None:
+    async def play(bench: Bench) -> None:
+        keys = keys_of(0, 8)
+        placement = await bench.place(turn("first", 14))
+        await bench.scheduler.prefilled(placement.request_id)
+        await bench.scheduler.expect(keys[3:5], WEIGHTS.weights_id, placement.request_id)
+        await bench.scheduler.finish(placement.request_id)
+        waiting = bench.submit(turn("next", 22))
+        await settle()
+        assert not waiting.done()
+        await bench.scheduler.set_absent(frozenset((str(placement.decode_engine),)))
+        again = await waiting
+        assert again.hit_tokens == 0
+        await bench.end(again)
+        await bench.scheduler.pause(5.0)
+        await bench.scheduler.resume()
+        # It is back, and gives back what it had.
+        await bench.scheduler.set_absent(frozenset())
+        await bench.scheduler.release_slots(placement.request_id, placement.decode_slots)
+
+    on_a_bench(play)
+
+
+def test_only_unsafe_nodes_keep_the_slots_of_a_turn_that_broke() -> None:
+    async def play(bench: Bench) -> None:
+        placement = await bench.place(turn("t", 14))
+        safe = frozenset((placement.prefill_node,))
+        await bench.scheduler.finish(placement.request_id, resolved=False, safe_nodes=safe)
+
+    on_a_bench(play, quarantined=4)

@@ -1,0 +1,131 @@
+"""Who does not answer: how that is found out, and that nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from engines.absences import Absences
+from engines.cluster_watch import ClusterWatch
+from engines.errors import EngineFailed
+from engines.expected_blocks import ExpectedBlocks
+from engines.last_answers import LastAnswers
+from engines.types import EngineId
+from kvstore.keys import BlockKey
+
+D0, D1 = EngineId("decode-0-0"), EngineId("decode-1-0")
+A, B = BlockKey(b"a"), BlockKey(b"b")
+
+
+@dataclass
+class Part:
+    """An engine or node: there, silent, or dead."""
+
+    silent: bool = False
+    dead: bool = False
+    asked: int = 0
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def alive(self) -> int:
+        self.asked += 1
+        if self.dead:
+            raise EngineFailed("decode-0-0 is dead")
+        if self.silent:
+            await self.woken.wait()
+        return 1
+
+
+def test_a_call_of_a_part_that_becomes_absent_ends_at_once() -> None:
+    async def run() -> None:
+        absences = Absences()
+        call = asyncio.ensure_future(absences.unless_absent("d", asyncio.Event().wait()))
+        await asyncio.sleep(0)
+        absences.set(frozenset(("p",)))
+        await asyncio.sleep(0)
+        assert not call.done()
+        absences.set(frozenset(("d",)))
+        with pytest.raises(EngineFailed, match="d does not answer"):
+            await asyncio.wait_for(call, 5)
+        with pytest.raises(EngineFailed, match="d does not answer"):
+            await absences.unless_absent("d", asyncio.sleep(0))
+        absences.set(frozenset())
+        assert await absences.unless_absent("d", asyncio.sleep(0, "there")) == "there"
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_is_cancelled_stays_cancelled() -> None:
+    async def run() -> None:
+        absences = Absences()
+        call = asyncio.ensure_future(absences.unless_absent("d", asyncio.Event().wait()))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["silent", "dead"])
+def test_a_part_that_does_not_answer_is_absent_until_it_does(how: str) -> None:
+    async def run() -> None:
+        heard: asyncio.Queue[frozenset[str]] = asyncio.Queue()
+        parts = {"decode-0-0": Part(), "decode-1-0": Part()}
+        watch = ClusterWatch(parts, heard.put, period_s=0.01, deadline_s=0.1)
+        watch.start()
+        victim = parts["decode-0-0"]
+        setattr(victim, how, True)
+        assert await asyncio.wait_for(heard.get(), 10) == {"decode-0-0"}
+        setattr(victim, how, False)
+        assert await asyncio.wait_for(heard.get(), 10) == frozenset()
+        watch.close()
+
+    asyncio.run(run())
+
+
+def test_one_question_without_an_answer_accuses_nobody() -> None:
+    async def run() -> None:
+        heard: list[frozenset[str]] = []
+
+        async def hear(absent: frozenset[str]) -> None:
+            heard.append(absent)
+
+        part = Part(silent=True)
+        watch = ClusterWatch({"p": part}, hear, period_s=0.001, deadline_s=0.4)
+        watch.start()
+        async with asyncio.timeout(10):
+            while part.asked < 2:  # noqa: ASYNC110 - the part counts
+                await asyncio.sleep(0.01)
+            part.silent = False
+            part.woken.set()
+            while part.asked < 5:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert heard == []
+        watch.close()
+
+    asyncio.run(run())
+
+
+def test_the_blocks_of_an_engine_that_is_gone_are_those_it_still_persists() -> None:
+    expected = ExpectedBlocks()
+    expected.add(D0, [A, B])
+    expected.add(D1, [B])
+    expected.add(D0, [A])
+    expected.stored([A])
+    assert expected.take_from(D0) == [B]
+    assert len(expected) == 1
+    expected.failed([B, A])
+    assert (len(expected), expected.take_from(D1)) == (0, [])
+
+
+def test_a_part_that_answers_no_more_counts_with_what_it_said_last() -> None:
+    async def run() -> None:
+        node, other, figures = Part(), Part(dead=True), LastAnswers()
+        parts = {"n": node, "o": other}
+        assert await figures.ask(parts, "alive") == {"n": 1}
+        node.dead = True
+        assert await figures.ask(parts, "alive") == {"n": 1}
+
+    asyncio.run(run())
