@@ -159,9 +159,9 @@ class EngineCluster:
 
     async def spans(self) -> list[Span]:
         """What was recorded of engines and nodes that still answer."""
-        parts = [*self.engines, *self.nodes.values()]
-        found = await asyncio.gather(*(part.spans() for part in parts), return_exceptions=True)
-        return [span for spans in found if not isinstance(spans, BaseException) for span in spans]
+        parts = self.nodes | self.prefill_engines | self.decode_engines
+        found = await self._answers.ask(parts, "spans")
+        return [span for spans in found.values() for span in spans]
 
     async def forwards(self, role: EngineRole) -> dict[EngineId, tuple[Forward, ...]]:
         """The last steps of every engine of `role`, where engines are paced."""
