@@ -14,7 +14,6 @@ from rollout.bench.workload import EqualAgents
 
 DRAM_BYTES = 20e9
 """Of each node, at full size, for one GPU."""
-_STAGING_BYTES = 10e9
 _SCALE = 41.0
 
 
@@ -23,11 +22,7 @@ def dram_tier(bench: Bench) -> None:
     agents = EqualAgents(agents=32, rounds=3, context_tokens=32_768, append_tokens=429, output_tokens=16)
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
-    dram_bytes = round(DRAM_BYTES / _SCALE)
-    # The tier may be half of the staging memory at most.
-    staging_bytes = max(2 * dram_bytes, dram_bytes + round(_STAGING_BYTES / _SCALE))
-    dram = (f"kvstore.dram_bytes={dram_bytes}", f"kvstore.staging_bytes={staging_bytes}")
-    basic, split = (step.with_overrides("dram", *dram) for step in (BASIC, SPLIT))
+    basic, split = (step.with_overrides("dram", *_dram()) for step in (BASIC, SPLIT))
     plan = bench.equal_agents(
         (BASIC, basic, SPLIT, split), agents, "cluster=1p2d", "setting=paper", scale=_SCALE, time_scale=2.0
     )
@@ -49,8 +44,16 @@ def tool_waits(bench: Bench) -> None:
         "setting=paper",
         f"scale={_SCALE:g}",
     )
-    runs = bench.replay("tool_waits", Plan((BASIC, SPLIT), overrides, time_scale=2.0))
-    bench.tell_ratio("tool_waits_basic_over_split", BASIC, SPLIT, runs)
-    bench.findings.left_out["prefetch_during_tool_calls"] = (
-        "not built: no setting of the scheduler prefetches"
+    basic, split = (
+        step.with_overrides("prefetch", *_dram(), "scheduler.prefetch=true") for step in (BASIC, SPLIT)
     )
+    runs = bench.replay("tool_waits", Plan((BASIC, basic, SPLIT, split), overrides, time_scale=2.0))
+    bench.tell_ratio("tool_waits_basic_over_split", BASIC, SPLIT, runs)
+    bench.tell_ratio("tool_waits_basic_over_basic_prefetch", BASIC, basic, runs)
+    bench.tell_ratio("tool_waits_basic_prefetch_over_split_prefetch", basic, split, runs)
+
+
+def _dram() -> tuple[str, ...]:
+    """The tier may be half of the staging memory at most."""
+    dram_bytes = round(DRAM_BYTES / _SCALE)
+    return f"kvstore.dram_bytes={dram_bytes}", f"kvstore.staging_bytes={2 * dram_bytes}"

@@ -1,5 +1,4 @@
-"""What KV traffic costs decoding: TPOT with it over TPOT without, collectives on the compute NICs all the
-while.
+"""What KV traffic costs decoding: TPOT with it over TPOT without, with collectives on the compute NICs.
 
 A decode step hangs on how many rows it has, and a run without KV traffic gathers other batches. So each
 TPOT is first divided by what the model says its own steps take; what remains is delay. Without KV traffic:

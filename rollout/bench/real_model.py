@@ -32,7 +32,6 @@ def real_model(bench: Bench) -> None:
     overrides = (
         *agents.overrides(path),
         "engines=transformers",
-        "model_profile=null",
         f"model.path={MODEL}",
         "cluster=1p2d",
         f"cluster.snic_bytes_per_s={SNIC_BYTES_PER_S:g}",
