@@ -29,6 +29,8 @@ class ReadBytes(TypedDict):
     prefill_side: int
     decode_side: int
     dram: int
+    ahead: int
+    """Before anybody asked, while agents waited; what of it was used came from `dram`."""
 
 
 class KVFigures(TypedDict):

@@ -59,7 +59,6 @@ T = TypeVar("T")
 _REPORT_PERIOD_S = 0.03
 _SEGMENT_BLOCKS = 4096
 _DEADLINE_S = 120.0
-T = TypeVar("T")
 _FIRST_BLOCK = BlockId(0)
 
 
