@@ -80,7 +80,7 @@ def test_the_spy_sees_a_heavy_import(tmp_path):
 
 def test_help_names_every_group_with_its_choices(tmp_path):
     text = run_python("-m", "rollout", "--help", cwd=tmp_path).stdout
-    for choice in ("ssd", "smoke | tiny_rl", "wandb_offline | wandb_online", "train | rollout"):
+    for choice in ("ssd", "smoke | tiny_rl", "wandb_offline | wandb_online", "replay | rollout | train"):
         assert choice in text
 
 

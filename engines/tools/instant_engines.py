@@ -248,7 +248,7 @@ class _Prefill:
 
     async def prefill(self, job: PrefillJob) -> FirstToken:
         placement = job.placement
-        self._player.read(placement)
+        self._player.count_reads(placement)
         await asyncio.sleep(0)
         num_whole = len(job.keys)
         block_tokens = self._player.cluster.layout.block_tokens
@@ -294,7 +294,7 @@ class Player:
         self._bases: list[Context] = []
         self._num_turns = self._hit_tokens = self._stored_tokens = 0
 
-    def read(self, placement: Placement) -> None:
+    def count_reads(self, placement: Placement) -> None:
         """The hit of a placed turn has been read."""
         for part in placement.read_plan:
             if part.side is not ReadSide.DRAM:
