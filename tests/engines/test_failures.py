@@ -198,7 +198,8 @@ def test_a_turn_that_a_decode_engine_gives_up_goes_on_at_the_other(
 def test_an_engine_whose_step_breaks_loses_no_turn(
     role: str, model_path: str, clean: list[TurnResult], tmp_path: Path
 ) -> None:
-    # Its slots are set aside: nobody can say that it does not touch them any more.
+    # Its slots are set aside: nobody can say that it does not touch them any more. A decode engine may have
+    # stored all of the prompt, and given every slot back, before its step breaks.
     runners: dict[str, WatchedRunner] = {}
 
     def watched(runner: Any, name: str) -> WatchedRunner:
@@ -222,4 +223,4 @@ def test_an_engine_whose_step_breaks_loses_no_turn(
     assert_same(turns, clean)
     assert turns[4].num_attempts == 2
     assert figures["placed"] == 0
-    assert figures["quarantined_slots"] > 0
+    assert figures["quarantined_slots"] > 0 or role == "decode"
