@@ -186,8 +186,8 @@ class ReadPlanner:
         return min(sum(known) / len(known), measured.at_most) if known else 1.0
 
     def queue_load(self, node_id: NodeId, block_bytes: int) -> SideLoad:
-        """All that the node has to read, in blocks of this size, at its rate."""
-        return self._load(node_id, self._placement.queues.tokens(node_id), block_bytes)
+        """All that the node was told to read and has not, in blocks of this size, at its rate."""
+        return self._load(node_id, self._placement.queues.planned_tokens(node_id), block_bytes)
 
     def knows(self, request_id: RequestId) -> bool:
         """Whether the turn's reads are not over."""

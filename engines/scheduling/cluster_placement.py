@@ -134,7 +134,7 @@ class ClusterPlacement:
     def read_tokens_ahead(self, pair: EnginePair, now_s: float) -> tuple[float, float]:
         """What counts against reading the turn's hit on its prefill node, and on its decode node."""
         prefill, decode = (
-            self.queues.tokens(node_id, but=pair.turn.request_id) + self._recent.tokens(node_id, now_s)
+            self.queues.planned_tokens(node_id) + self._recent.tokens(node_id, now_s)
             for node_id in (pair.prefill.node_id, pair.decode.node_id)
         )
         return prefill, decode

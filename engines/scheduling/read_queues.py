@@ -56,11 +56,14 @@ class ReadQueues:
         """Queue lengths of several nodes by row, promises included."""
         return self._tokens[rows]
 
-    def tokens(self, node_id: NodeId, but: RequestId | None = None) -> int:
-        """Tokens planned or promised on the node and not reported as finished, but for `but`'s promise."""
+    def tokens(self, node_id: NodeId) -> int:
+        """Tokens planned or promised on the node and not reported as finished."""
+        return int(self._tokens[self._rows[node_id]])
+
+    def planned_tokens(self, node_id: NodeId) -> int:
+        """The same without promises: a turn that is only promised is read after one that is planned now."""
         row = self._rows[node_id]
-        promised_row, promised = (-1, 0) if but is None else self._promises.get(but, (-1, 0))
-        return int(self._tokens[row]) - (promised if promised_row == row else 0)
+        return int(self._tokens[row]) - self._promised[row]
 
     def promise(self, request_id: RequestId, node_id: NodeId, tokens: int) -> None:
         """A turn has its prefill engine on this node; where its blocks are read is not known yet."""

@@ -73,10 +73,11 @@ def test_reads_are_promised_to_the_prefill_node_until_both_engines_are_known() -
     assert (placement.queues.tokens(NodeId("p0")), placement.queues.tokens(NodeId("d0"))) == (0, 32)
 
 
-def test_what_counts_against_a_side_leaves_out_the_turn_s_own_promise() -> None:
+def test_only_turns_whose_reads_are_planned_count_against_a_side() -> None:
+    # One that waits for slots behind it is only promised, and is read after it.
     placement = cluster(prefill=1, decode=1)
     first, second = place(placement, turn("a", 40, hit=32), turn("b", 40, hit=24))
-    assert placement.read_tokens_ahead(first, 0.0) == (24, 0)
+    assert placement.read_tokens_ahead(first, 0.0) == (0, 0)
     placement.plan_reads(first, prefill_tokens=12, decode_tokens=20, now_s=0.0)
     assert placement.read_tokens_ahead(second, 0.0) == (12, 20)
 
