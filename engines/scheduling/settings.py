@@ -29,8 +29,6 @@ class SchedulingSettings:
     only when it has both engines, either way."""
     prefill_load_counts: Literal["prompt", "miss"]
     """Tokens of a turn that count as a prefill engine's load: the whole prompt, or what is not a hit."""
-    engine_load_limit_s: float
-    """Seconds of unfinished work above which a prefill engine gets no more (beta)."""
     read_queue_limit_s: float
     """Seconds of queued reads above which a node's engines are taken only if no other is open (alpha)."""
     decode_balance_factor: float
@@ -88,7 +86,7 @@ class SchedulingSettings:
         require_at_least(self, 1, "fetch_max_requests", "rebalance_min_blocks", "decode_balance_factor")
         require_at_least(self, 0, "order_aging_s", "read_memory_s", "prefetch_pull")
         require_at_least(self, 1, "prefetch_blocks")
-        require_above(self, 0, "engine_load_limit_s", "read_queue_limit_s", "attention_quota_s")
+        require_above(self, 0, "read_queue_limit_s", "attention_quota_s")
         require_above(self, 0, "read_rate_memory_s")
         require_above(self, 1, "estimate_outlier_factor")
         if not 0 < self.rebalance_gain < 1:
@@ -99,10 +97,6 @@ class SchedulingSettings:
             )
         if not 0 < self.estimate_forgetting <= 1:
             raise ValueError(f"estimate_forgetting must be in (0, 1], got {self.estimate_forgetting}")
-
-    def engine_load_limit_tokens(self, tokens_per_s: float) -> int:
-        """Beta, for a prefill engine that gets through `tokens_per_s` of what `prefill_load_counts` names."""
-        return int(self.engine_load_limit_s * tokens_per_s)
 
     def read_queue_limit_tokens(self, snic_bytes_per_s: float, bytes_per_token: float) -> int:
         """Alpha, for a storage NIC of this rate and KV of this size."""

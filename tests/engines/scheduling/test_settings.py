@@ -11,7 +11,6 @@ from tests.engines.scheduling.turns import settings
         ("group_nodes", -1),
         ("fetch_period_s", -0.1),
         ("fetch_max_requests", 0),
-        ("engine_load_limit_s", 0),
         ("read_queue_limit_s", float("inf")),
         ("decode_balance_factor", 0.9),
         ("read_memory_s", -1),
@@ -30,7 +29,6 @@ def test_a_value_out_of_bounds_is_named(field: str, value: float) -> None:
         settings(**{field: value})
 
 
-def test_limits_in_seconds_become_tokens_of_the_engine_and_the_nic() -> None:
-    # The paper's figures: 156k prompt tokens/s a prefill engine, 50 GB/s, 40,016 bytes a token.
-    assert settings().engine_load_limit_tokens(156_000) == 780_000
+def test_the_read_queues_limit_in_seconds_becomes_tokens_of_the_nic() -> None:
+    # The paper's figures: 50 GB/s, 40,016 bytes a token.
     assert settings().read_queue_limit_tokens(50e9, 40_016) == 3_748_500

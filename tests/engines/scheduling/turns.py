@@ -20,7 +20,6 @@ PAPER = SchedulingSettings(
     fetch_max_requests=64,
     rendezvous="prefill_first",
     prefill_load_counts="prompt",
-    engine_load_limit_s=5.0,
     read_queue_limit_s=3.0,
     decode_balance_factor=1.05,
     hbm_need="context",
