@@ -168,11 +168,6 @@ class EngineCluster:
         engines = self.prefill_engines if role is EngineRole.PREFILL else self.decode_engines
         return await self._answers.ask(engines, "forwards")
 
-    async def forwards(self, role: EngineRole) -> dict[EngineId, tuple[Forward, ...]]:
-        """The last steps of every engine of `role`, where engines are paced."""
-        engines = self.prefill_engines if role is EngineRole.PREFILL else self.decode_engines
-        return await self._answers.ask(engines, "forwards")
-
     async def close(self) -> None:
         for part in (*self.engines, *self.nodes.values(), self.scheduler):
             await part.close()
