@@ -22,7 +22,7 @@ def attention_balance(bench: Bench) -> None:
     """max / avg of attention across the group in rounds that both take part in."""
     agents = EqualAgents(
         agents=96,
-        rounds=4,
+        rounds=3,
         context_tokens=32_768,
         append_tokens=429,
         output_tokens=8,

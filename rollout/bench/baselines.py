@@ -7,7 +7,7 @@ idle meanwhile.
 
 from __future__ import annotations
 
-from rollout.bench.bench import Bench
+from rollout.bench.bench import QUIET, Bench
 from rollout.bench.ladder import BASIC, SPLIT
 from rollout.bench.rounds import Plan
 from rollout.bench.workload import EqualAgents
@@ -19,14 +19,14 @@ _SCALE = 41.0
 
 def dram_tier(bench: Bench) -> None:
     """basic and split, with and without a DRAM tier, on equal agents."""
-    agents = EqualAgents(agents=32, rounds=3, context_tokens=32_768, append_tokens=429, output_tokens=16)
+    agents = EqualAgents(agents=32, rounds=3, context_tokens=16_384, append_tokens=429, output_tokens=16)
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     basic, split = (step.with_overrides("dram", *_dram()) for step in (BASIC, SPLIT))
     plan = bench.equal_agents(
-        (BASIC, basic, SPLIT, split), agents, "cluster=1p2d", "setting=paper", scale=_SCALE, time_scale=2.0
+        (BASIC, basic, SPLIT, split), agents, "cluster=1p2d", "setting=paper", scale=_SCALE, time_scale=1.0
     )
-    runs = bench.replay("dram_tier", plan)
+    runs = bench.replay("dram_tier", plan, bench.reported_rounds)
     bench.tell_ratio("dram_basic_alone_over_basic_dram", BASIC, basic, runs)
     bench.tell_ratio("dram_basic_dram_over_split_dram", basic, split, runs)
     bench.tell_ratio("dram_basic_alone_over_split_alone", BASIC, SPLIT, runs)
@@ -37,9 +37,10 @@ def tool_waits(bench: Bench) -> None:
     """basic and split on recorded agents that wait for their tools."""
     overrides = (
         f"trace={bench.trace or 'null'}",
-        f"num_agents={8 if bench.quick else 48}",
+        f"num_agents={8 if bench.quick else 24}",
         "task.max_context_tokens=65536",
         "tool_wait_scale=1",
+        *QUIET,
         "cluster=1p2d",
         "setting=paper",
         f"scale={_SCALE:g}",
@@ -47,7 +48,9 @@ def tool_waits(bench: Bench) -> None:
     basic, split = (
         step.with_overrides("prefetch", *_dram(), "scheduler.prefetch=true") for step in (BASIC, SPLIT)
     )
-    runs = bench.replay("tool_waits", Plan((BASIC, basic, SPLIT, split), overrides, time_scale=2.0))
+    runs = bench.replay(
+        "tool_waits", Plan((BASIC, basic, SPLIT, split), overrides, time_scale=2.0), bench.reported_rounds
+    )
     bench.tell_ratio("tool_waits_basic_over_split", BASIC, SPLIT, runs)
     bench.tell_ratio("tool_waits_basic_over_basic_prefetch", BASIC, basic, runs)
     bench.tell_ratio("tool_waits_basic_prefetch_over_split_prefetch", basic, split, runs)

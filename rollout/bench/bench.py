@@ -22,6 +22,9 @@ class Goal:
 
 
 NO_GOAL = Goal(None)
+QUIET = ("kvstore.read_report_s=0.1", "scheduler.fetch_period_s=0.01", "ray.agent_workers=1")
+"""Of every paced run: fewer messages a second. Modelled time runs as fast as the host's CPU allows, and these
+periods are real time."""
 
 
 @dataclass(slots=True)
@@ -35,6 +38,8 @@ class Bench:
     say: Callable[[str], None]
     quick: bool
     num_rounds: int
+    reported_rounds: int
+    """Of studies without a goal."""
     trace: str | None
     """The user's recorded agents; None: the bundled sample."""
 
@@ -44,7 +49,9 @@ class Bench:
         """A plan of equal agents."""
         path = self.folder / f"{agents.name}.csv"
         agents.write(path)
-        return Plan(tuple(steps), (*agents.overrides(path), f"scale={scale:g}", *overrides), time_scale)
+        return Plan(
+            tuple(steps), (*agents.overrides(path), *QUIET, f"scale={scale:g}", *overrides), time_scale
+        )
 
     def replay(self, name: str, plan: Plan, num_rounds: int | None = None) -> Runs:
         """Run the plan; every run goes into the series `name`."""

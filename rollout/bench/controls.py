@@ -19,7 +19,7 @@ def low_reuse(bench: Bench) -> None:
 
 def one_agent(bench: Bench) -> None:
     """Nobody else's reads to share a NIC with."""
-    agents = EqualAgents(agents=1, rounds=8, context_tokens=32_768, append_tokens=429, output_tokens=32)
+    agents = EqualAgents(agents=1, rounds=6, context_tokens=32_768, append_tokens=429, output_tokens=32)
     if bench.quick:
         agents = EqualAgents(agents=1, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     _control(bench, "control_one_agent", agents, time_scale=1.0)

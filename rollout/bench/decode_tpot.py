@@ -18,11 +18,11 @@ CLASSES_OFF = SPLIT.with_overrides("classes_off", "cluster.traffic_classes=false
 
 def decode_tpot(bench: Bench) -> None:
     """Delay with KV traffic over delay without, classes on and off."""
-    agents = EqualAgents(agents=32, rounds=4, context_tokens=32_768, append_tokens=429, output_tokens=96)
+    agents = EqualAgents(agents=24, rounds=2, context_tokens=32_768, append_tokens=429, output_tokens=96)
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=16)
     plan = bench.equal_agents(
-        (SPLIT, CLASSES_OFF, ORACLE), agents, "cluster=1p2d", "setting=paper", scale=82, time_scale=1.0
+        (SPLIT, CLASSES_OFF, ORACLE), agents, "cluster=1p2d", "setting=paper", scale=82, time_scale=0.7
     )
     runs = bench.replay("decode_tpot", plan)
     _tell(bench, runs, SPLIT, "classes_on", Goal(1.05, "lower"))

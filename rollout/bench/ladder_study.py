@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from rollout.bench.bench import NO_GOAL, Bench
+from rollout.bench.bench import NO_GOAL, QUIET, Bench
 from rollout.bench.ladder import BASIC, DUAL, DUAL_SCHEDULER, LADDER, NO_LAYERWISE, ORACLE, SPLIT, Step
 from rollout.bench.rounds import Plan, Runs
 from rollout.bench.snic_balance import tell_snic_balance
@@ -17,12 +17,13 @@ PAPER_BEST = 1.87
 """The largest JCT of basic / dual path with its scheduler in the paper."""
 _SETTING = ("cluster=1p2d", "setting=paper")
 _SCALE = 82.0
-_TIME_SCALE = 1.5
+_TIME_SCALE = 0.5
+_TRACE_TIME_SCALE = 1.0
 
 
 def ladder_equal(bench: Bench) -> None:
     """Equal agents at `setting=paper`."""
-    agents = EqualAgents(agents=64, rounds=4, context_tokens=32_768, append_tokens=429, output_tokens=48)
+    agents = EqualAgents(agents=40, rounds=2, context_tokens=32_768, append_tokens=429, output_tokens=32)
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     plan = bench.equal_agents(LADDER, agents, *_SETTING, scale=_SCALE, time_scale=_TIME_SCALE)
@@ -35,14 +36,15 @@ def ladder_trace(bench: Bench) -> None:
     overrides = (
         f"trace={bench.trace or 'null'}",
         f"trace_window={2 if bench.quick else 6}",
-        f"num_agents={8 if bench.quick else 64}",
+        f"num_agents={8 if bench.quick else 32}",
         "task.max_context_tokens=65536",
     )
-    _ladder(bench, "ladder_trace", Plan(LADDER, (*_SETTING, f"scale={_SCALE:g}", *overrides), _TIME_SCALE))
+    plan = Plan(LADDER, (*_SETTING, *QUIET, f"scale={_SCALE:g}", *overrides), _TRACE_TIME_SCALE)
+    _ladder(bench, "ladder_trace", plan, bench.reported_rounds)
 
 
-def _ladder(bench: Bench, name: str, plan: Plan) -> Runs:
-    runs = bench.replay(name, plan)
+def _ladder(bench: Bench, name: str, plan: Plan, num_rounds: int | None = None) -> Runs:
+    runs = bench.replay(name, plan, num_rounds)
     for lower, upper in pairwise(LADDER):
         bench.tell_ratio(f"{name}_{lower.name}_over_{upper.name}", lower, upper, runs)
     for added, step in (

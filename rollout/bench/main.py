@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say=lambda text: say(text, highlight=False),
             quick=options.quick,
             num_rounds=1 if options.quick else options.rounds,
+            reported_rounds=1 if options.quick else options.reported_rounds,
             trace=options.trace,
         )
         conditions = _conditions(bench)
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="the same, small; nothing is judged")
     parser.add_argument("--only", action="append", metavar="STUDY", help=f"one of {', '.join(STUDIES)}")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each step")
+    parser.add_argument("--reported-rounds", type=int, default=1, help="of studies that have no goal")
     parser.add_argument("--trace", help="recorded agents to replay beside the equal ones")
     parser.add_argument("--folder", type=Path, help="where the stores of the runs lie; they are removed")
     return parser
@@ -117,6 +119,7 @@ def _conditions(bench: Bench) -> dict[str, Any]:
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_before": os.getloadavg()[0],
         "rounds": bench.num_rounds,
+        "reported_rounds": bench.reported_rounds,
         "cpu_limit": CPU_LIMIT,
         "quick": bench.quick,
         "trace": bench.trace or "sample",

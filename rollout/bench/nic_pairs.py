@@ -14,7 +14,7 @@ from rollout.bench.ladder import BASIC, DUAL_SCHEDULER, Step
 from rollout.bench.rounds import Runs
 from rollout.bench.workload import EqualAgents
 
-FULL_SIZE_SNIC_BYTES_PER_S = 1.5e9
+FULL_SIZE_SNIC_BYTES_PER_S = 0.8e9
 """Of each node. With it reading through three NICs takes three times what one prefill engine needs."""
 
 
@@ -25,11 +25,11 @@ def nic_pairs(bench: Bench) -> None:
         (_on(DUAL_SCHEDULER, "1p1d"), _on(BASIC, "2p1d")),
         (_on(DUAL_SCHEDULER, "2p1d"), _on(DUAL_SCHEDULER, "1p2d")),
     )
-    agents = EqualAgents(agents=24, rounds=4, context_tokens=32_768, append_tokens=429, output_tokens=16)
+    agents = EqualAgents(agents=16, rounds=2, context_tokens=16_384, append_tokens=429, output_tokens=8)
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     steps = [step for pair in pairs for step in pair]
-    plan = bench.equal_agents(steps, agents, "setting=paper", scale=41, time_scale=3.0)
+    plan = bench.equal_agents(steps, agents, "setting=paper", scale=10.25, time_scale=1.2)
     runs = bench.replay("nic_pairs", plan)
     for one, other in pairs:
         _tell_difference(bench, runs, one, other)

@@ -38,7 +38,9 @@ def real_model(bench: Bench) -> None:
         "cluster.cnic_bytes_per_s=1e9",
         "task.max_context_tokens=4096",
     )
-    runs = bench.replay("real_model", Plan(STEPS, overrides, time_scale=1.0, cpu_limit=1.0))
+    runs = bench.replay(
+        "real_model", Plan(STEPS, overrides, time_scale=1.0, cpu_limit=1.0), bench.reported_rounds
+    )
     bench.tell_ratio("real_model_basic_over_dual_scheduler", BASIC, DUAL_SCHEDULER, runs)
     bench.tell_ratio("real_model_basic_over_split", BASIC, SPLIT, runs, Goal(1.0))
     bench.tell(
