@@ -213,6 +213,7 @@ async def _run_replay(desk: _Desk, backend: AsyncRolloutBackend, plan: ReplayPla
         desk.replay_figures["attention"] = attention_figures(await backend.forwards(EngineRole.PREFILL))
     desk.replay_figures["cpu_use"] = read_cpu().use_since(before)
     desk.replay_figures["snic"] = meter.figures()
+    desk.replay_figures["snic"]["nodes"] = [*backend.cluster.nodes]
     desk.replay_figures["slo"] = plan.slo(desk.steps[-1].figures())
 
 

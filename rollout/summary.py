@@ -80,6 +80,8 @@ class SnicFigures(TypedDict):
     """What was read through the storage NICs in windows of about a second."""
 
     window_s: float
+    nodes: NotRequired[list[str]]
+    """In the order of each window's `bytes`."""
     bytes: list[list[int]]
     """Of each node, read, in each window."""
     lengths_s: list[float]
