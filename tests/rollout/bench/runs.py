@@ -48,11 +48,13 @@ class Script:
     def __init__(self, answers: Sequence[dict[str, Any] | str]) -> None:
         self._answers = list(answers)
         self.asked: list[tuple[str, float]] = []
+        self.lines: list[list[str]] = []
 
     def run(
         self, step: Step, overrides: Sequence[str], time_scale: float, cpu_limit: float = CPU_LIMIT
     ) -> Replayed:
         self.asked.append((step.name, time_scale))
+        self.lines.append([*overrides, *step.overrides, f"time_scale={time_scale:g}"])
         answer = self._answers.pop(0)
         if isinstance(answer, str):
             raise RunFailed(answer)

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 
 from kvstore.tools.bench.figures import Findings
+from rollout import load_config
 from rollout.bench.bench import Bench
 from rollout.bench.snic_balance import mean_max_over_avg
 from rollout.bench.steady import steady
 from rollout.bench.studies import STUDIES
+from rollout.preflight import check
+from rollout.replay import plan_replay
 from tests.rollout.bench.runs import RATE, Script, summary
 
 
@@ -67,6 +70,20 @@ def test_every_study_lives_through_runs_that_all_fail(name: str, tmp_path: Path)
     STUDIES[name](bench)
     assert bench.findings.left_out
     assert not bench.findings.figures
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "real_model"])
+def test_every_run_of_every_study_can_start(name: str, quick: bool, tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, ["it stopped"] * 20)
+    bench.quick = quick
+    STUDIES[name](bench)
+    assert isinstance(bench.runner, Script)
+    assert bench.runner.lines
+    for line in bench.runner.lines:
+        config = load_config(["job=replay", f"run_dir={tmp_path / 'run'}", *line])
+        check(config)
+        assert plan_replay(config).tasks
 
 
 def test_only_windows_of_the_right_load_are_judged() -> None:
