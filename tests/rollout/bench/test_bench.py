@@ -74,7 +74,11 @@ def test_every_study_lives_through_runs_that_all_fail(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("quick", [True, False])
 @pytest.mark.parametrize("name", [name for name in STUDIES if name != "real_model"])
-def test_every_run_of_every_study_can_start(name: str, quick: bool, tmp_path: Path) -> None:
+def test_every_run_of_every_study_can_start(
+    name: str, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # How much memory is free just now is not the study's fault.
+    monkeypatch.setattr("rollout.preflight._available_bytes", lambda: 1 << 40)
     bench = bench_of(tmp_path, ["it stopped"] * 20)
     bench.quick = quick
     STUDIES[name](bench)
