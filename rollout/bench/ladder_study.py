@@ -15,8 +15,10 @@ PAPER_CUTS = {"layerwise": 0.1721, "dual": 0.3819, "scheduler": 0.4562}
 section 7.4)."""
 PAPER_BEST = 1.87
 """The largest JCT of basic / dual path with its scheduler in the paper."""
-_SETTING = ("cluster=1p2d", "setting=paper")
 _SCALE = 82.0
+_HBM_BYTES = 40e9
+"""Of a GPU, for KV: what bounds a batch without layerwise prefill. Assumed, as for decode engines."""
+_SETTING = ("cluster=1p2d", "setting=paper", f"engines.prefill_hbm_bytes={_HBM_BYTES / _SCALE:.0f}")
 _TIME_SCALE = 0.5
 _TRACE_TIME_SCALE = 1.0
 
