@@ -20,7 +20,7 @@ _HBM_BYTES = 40e9
 """Of a GPU, for KV: what bounds a batch without layerwise prefill. Assumed, as for decode engines."""
 _SETTING = ("cluster=1p2d", "setting=paper", f"engines.prefill_hbm_bytes={_HBM_BYTES / _SCALE:.0f}")
 _TIME_SCALE = 0.5
-_TRACE_TIME_SCALE = 1.0
+_TRACE_TIME_SCALE = 1.5
 
 
 def ladder_equal(bench: Bench) -> None:
@@ -37,8 +37,8 @@ def ladder_trace(bench: Bench) -> None:
     """Recorded agents at `setting=paper`."""
     overrides = (
         f"trace={bench.trace or 'null'}",
-        f"trace_window={2 if bench.quick else 6}",
-        f"num_agents={8 if bench.quick else 32}",
+        f"trace_window={2 if bench.quick else 4}",
+        f"num_agents={8 if bench.quick else 64}",
         "task.max_context_tokens=65536",
     )
     plan = Plan(LADDER, (*_SETTING, *QUIET, f"scale={_SCALE:g}", *overrides), _TRACE_TIME_SCALE)
