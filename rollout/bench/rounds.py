@@ -48,6 +48,10 @@ class Runs:
         runs = self.by_step[step.name]
         return [run for run in runs if run.valid] or runs
 
+    def has(self, *steps: Step) -> bool:
+        """Whether each of the steps has a run."""
+        return all(self.by_step[step.name] for step in steps)
+
     def judged(self, *steps: Step) -> bool:
         """Whether each of the steps has a valid run."""
         return all(any(run.valid for run in self.by_step[step.name]) for step in steps)

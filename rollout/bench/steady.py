@@ -6,7 +6,7 @@ what the GPUs need (`setting=storage_bound`). With 1P2D the bound of basic / spl
 
 from __future__ import annotations
 
-from rollout.bench.bench import Bench, Goal
+from rollout.bench.bench import NO_GOAL, Bench, Goal
 from rollout.bench.ladder import BASIC, DUAL_SCHEDULER, ORACLE, SPLIT
 from rollout.bench.one_replay import Replayed
 from rollout.bench.rounds import Runs
@@ -20,6 +20,8 @@ _SETTING = (
     "cluster.snic_bytes_per_s=6.8e8",
     "engines.decode_kv_bytes=2000000000",
 )
+TERMS_APART = 3.0
+"""Terms nearer to one another overlap badly at the ends of a run, whatever is done."""
 SCALE = 10.25
 """Large pieces: each layer's piece of a block costs the host about the same CPU whatever its size."""
 
@@ -69,16 +71,14 @@ def _tell_bound(bench: Bench, where: str, runs: Runs) -> None:
     def over_bound() -> float:
         return runs.full_s(SPLIT) / max(runs.median(SPLIT, reading_full_s), runs.full_s(ORACLE))
 
-    bench.tell(f"steady_{where}_terms_apart", apart, "reading / oracle", Goal(None), runs, SPLIT, ORACLE)
-    bench.tell(
-        f"steady_{where}_split_over_bound",
-        over_bound,
-        "JCT / bound",
-        Goal(1.10, "lower"),
-        runs,
-        SPLIT,
-        ORACLE,
-    )
+    goal = Goal(1.10, "lower")
+    if runs.has(SPLIT, ORACLE) and apart() < TERMS_APART:
+        bench.findings.left_out[f"steady_{where}_split_over_bound: its verdict"] = (
+            f"reading and the oracle take {apart():.2f} times one another, less than {TERMS_APART:g}"
+        )
+        goal = NO_GOAL
+    bench.tell(f"steady_{where}_terms_apart", apart, "reading / oracle", NO_GOAL, runs, SPLIT, ORACLE)
+    bench.tell(f"steady_{where}_split_over_bound", over_bound, "JCT / bound", goal, runs, SPLIT, ORACLE)
 
 
 def reading_full_s(run: Replayed) -> float:

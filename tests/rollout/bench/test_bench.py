@@ -47,6 +47,14 @@ def test_the_steady_study_tells_ratios_and_the_distance_from_the_bound(tmp_path:
     )
 
 
+def test_the_bound_is_not_judged_where_its_terms_are_near_one_another(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, [summary(3.0), summary(1.5), summary(1.1), summary(0.5)])
+    steady(bench)
+    targets = {figure.name: figure.target for figure in bench.findings.figures}
+    assert targets["steady_1p2d_split_over_bound"] is None
+    assert "2.00 times" in bench.findings.left_out["steady_1p2d_split_over_bound: its verdict"]
+
+
 def test_a_figure_without_a_run_is_left_out_with_a_reason(tmp_path: Path) -> None:
     bench = bench_of(tmp_path, [summary(3.0), "no answer", summary(1.1), summary(0.25)])
     steady(bench)
