@@ -63,11 +63,15 @@ class FailingFiles(PosixFiles):
 
 
 class GatedFiles(PosixFiles):
-    """Reads wait at a gate, and then go on."""
+    """Reads and writes wait each at a gate, and then go on."""
 
     def __init__(self) -> None:
-        self.reads = Gate()
+        self.reads, self.writes = Gate(), Gate()
 
     def preadv(self, fd: int, views: Sequence[memoryview], offset: int) -> int:
         self.reads.pass_through()
         return super().preadv(fd, views, offset)
+
+    def pwritev(self, fd: int, views: Sequence[memoryview], offset: int) -> int:
+        self.writes.pass_through()
+        return super().pwritev(fd, views, offset)

@@ -144,9 +144,11 @@ def test_new_weights_sample_and_old_kv_is_never_hit(
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
     version = backend.weights_version + 1
+    assert backend.metrics()["scheduler/indexed_blocks"] > 0
     backend.update_weights(version, model.named_parameters())
+    # Nothing is left that could be hit; what turns hit from here on was stored under the new weights.
+    assert backend.metrics()["scheduler/indexed_blocks"] == 0
     trajectories = backend.generate(TASKS)
-    # Whichever turn was placed first found nothing; the ones after it may hit what it stored.
     assert any(trajectory.turns[0].hit_tokens == 0 for trajectory in trajectories)
     for trajectory in trajectories:
         segment = trajectory.segments[0]
