@@ -60,6 +60,7 @@ class Bench:
         self.findings.series[name] = {
             "runs": {step: [run.told() for run in done] for step, done in runs.by_step.items()},
             "failed": runs.failed,
+            "time_scale": runs.time_scale,
         }
         return runs
 
@@ -67,7 +68,7 @@ class Bench:
         self, name: str, value: Callable[[], float], unit: str, goal: Goal, runs: Runs, *steps: Step
     ) -> None:
         """From the runs of `steps`: left out where a step has none, not judged where none is valid."""
-        missing = [step.name for step in steps if not runs.by_step[step.name]]
+        missing = [step.name for step in steps if not runs.has(step)]
         if missing:
             self.findings.left_out[name] = f"no run of {', '.join(missing)}"
             return

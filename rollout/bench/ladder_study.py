@@ -7,7 +7,6 @@ from itertools import pairwise
 from rollout.bench.bench import NO_GOAL, QUIET, Bench
 from rollout.bench.ladder import BASIC, DUAL, DUAL_SCHEDULER, LADDER, NO_LAYERWISE, ORACLE, SPLIT, Step
 from rollout.bench.rounds import Plan, Runs
-from rollout.bench.snic_balance import tell_snic_balance
 from rollout.bench.workload import EqualAgents
 
 PAPER_CUTS = {"layerwise": 0.1721, "dual": 0.3819, "scheduler": 0.4562}
@@ -29,8 +28,7 @@ def ladder_equal(bench: Bench) -> None:
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     plan = bench.equal_agents(LADDER, agents, *_SETTING, scale=_SCALE, time_scale=_TIME_SCALE)
-    runs = _ladder(bench, "ladder_equal", plan)
-    tell_snic_balance(bench, runs, unscheduled=DUAL, scheduled=(DUAL_SCHEDULER, SPLIT))
+    _ladder(bench, "ladder_equal", plan)
 
 
 def ladder_trace(bench: Bench) -> None:
@@ -45,7 +43,7 @@ def ladder_trace(bench: Bench) -> None:
     _ladder(bench, "ladder_trace", plan, bench.reported_rounds)
 
 
-def _ladder(bench: Bench, name: str, plan: Plan, num_rounds: int | None = None) -> Runs:
+def _ladder(bench: Bench, name: str, plan: Plan, num_rounds: int | None = None) -> None:
     runs = bench.replay(name, plan, num_rounds)
     for lower, upper in pairwise(LADDER):
         bench.tell_ratio(f"{name}_{lower.name}_over_{upper.name}", lower, upper, runs)
@@ -62,7 +60,6 @@ def _ladder(bench: Bench, name: str, plan: Plan, num_rounds: int | None = None) 
     for step in LADDER:
         _tell_tail(bench, f"{name}_tail_{step.name}", step, runs)
     bench.findings.series[name]["paper"] = {"cuts": PAPER_CUTS, "basic_over_dual_scheduler_best": PAPER_BEST}
-    return runs
 
 
 def _tell_cut(bench: Bench, name: str, step: Step, runs: Runs) -> None:

@@ -12,10 +12,8 @@ from __future__ import annotations
 from rollout.bench.bench import Bench, Goal
 from rollout.bench.ladder import BASIC, DUAL_SCHEDULER, Step
 from rollout.bench.rounds import Runs
+from rollout.bench.steady import SCALE, SNIC_BYTES_PER_S
 from rollout.bench.workload import EqualAgents
-
-FULL_SIZE_SNIC_BYTES_PER_S = 0.68e9
-"""Of each node. With it reading through three NICs takes three times what one prefill engine needs."""
 
 
 def nic_pairs(bench: Bench) -> None:
@@ -29,7 +27,7 @@ def nic_pairs(bench: Bench) -> None:
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     steps = [step for pair in pairs for step in pair]
-    plan = bench.equal_agents(steps, agents, "setting=paper", scale=10.25, time_scale=1.4)
+    plan = bench.equal_agents(steps, agents, "setting=paper", scale=SCALE, time_scale=1.4)
     runs = bench.replay("nic_pairs", plan)
     for one, other in pairs:
         _tell_difference(bench, runs, one, other)
@@ -49,5 +47,5 @@ def _tell_difference(bench: Bench, runs: Runs, one: Step, other: Step) -> None:
 
 def _on(step: Step, cluster: str) -> Step:
     return step.with_overrides(
-        cluster, f"cluster={cluster}", f"cluster.snic_bytes_per_s={FULL_SIZE_SNIC_BYTES_PER_S:g}"
+        cluster, f"cluster={cluster}", f"cluster.snic_bytes_per_s={SNIC_BYTES_PER_S:g}"
     )

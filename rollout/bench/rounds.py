@@ -1,7 +1,9 @@
 """Runs the steps of a study in turn, A B C A B C, so that a slow spell of the machine meets all of them.
 
-An invalid run is done once more with modelled time and NICs slowed down; if it is invalid then too, it is
-kept for the record and never judged. A run that fails is told and left out.
+Steps are compared at one pace. If a run of the first round is invalid, modelled time and NICs are slowed
+down for all steps and the round begins again; what ran before is kept for the record. An invalid run of a
+later round is done once more as it was; what is invalid then too is never judged. A run that fails is told
+and left out.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from rollout.bench.ladder import Step
 from rollout.bench.one_replay import CPU_LIMIT, Replayed, RunFailed
 
 SLOWER = 1.5
-"""An invalid run is repeated with its time scale divided by this."""
+"""A pace that is too fast is divided by this."""
+MOST_SLOWINGS = 2
 
 
 class RunsReplays(Protocol):
@@ -41,20 +44,22 @@ class Runs:
     """All runs of a plan, by step."""
 
     by_step: dict[str, list[Replayed]]
+    time_scale: float
+    """Of the runs that are compared: the plan's, or slower."""
     failed: list[str] = field(default_factory=list)
 
     def of(self, step: Step) -> list[Replayed]:
         """The valid runs if there is one, else all: a figure from them is told and not judged."""
-        runs = self.by_step[step.name]
+        runs = [run for run in self.by_step[step.name] if run.time_scale == self.time_scale]
         return [run for run in runs if run.valid] or runs
 
     def has(self, *steps: Step) -> bool:
         """Whether each of the steps has a run."""
-        return all(self.by_step[step.name] for step in steps)
+        return all(self.of(step) for step in steps)
 
     def judged(self, *steps: Step) -> bool:
         """Whether each of the steps has a valid run."""
-        return all(any(run.valid for run in self.by_step[step.name]) for step in steps)
+        return all(any(run.valid for run in self.of(step)) for step in steps)
 
     def median(self, step: Step, value: Callable[[Replayed], float]) -> float:
         """Raises StatisticsError if the step has no run at all."""
@@ -67,23 +72,46 @@ class Runs:
 
 def alternate(runner: RunsReplays, plan: Plan, num_rounds: int, say: Callable[[str], None]) -> Runs:
     """`num_rounds` runs of each step, the steps taking turns."""
-    runs = Runs({step.name: [] for step in plan.steps})
-    slowed: dict[str, float] = {}
-    for number in range(num_rounds):
+    runs = Runs({step.name: [] for step in plan.steps}, plan.time_scale)
+    say(f" round 1/{num_rounds}")
+    for _ in range(MOST_SLOWINGS):
+        if _first_round(runner, plan, runs, say):
+            break
+        runs.time_scale /= SLOWER
+        say(f" too fast for this machine: once more at time_scale {runs.time_scale:g}")
+    else:
+        _round(runner, plan, runs, say)
+    for number in range(1, num_rounds):
         say(f" round {number + 1}/{num_rounds}")
-        for step in plan.steps:
-            try:
-                _run(runner, plan, step, runs.by_step[step.name], slowed)
-            except RunFailed as error:
-                say(f"  {step.name}: FAILED: {error}")
-                runs.failed.append(f"{step.name}: {error}")
+        _round(runner, plan, runs, say)
     return runs
 
 
-def _run(runner: RunsReplays, plan: Plan, step: Step, done: list[Replayed], slowed: dict[str, float]) -> None:
-    """One run, and another if it is invalid; what was too fast once is slow from the beginning then."""
-    time_scale = slowed.get(step.name, plan.time_scale)
-    done.append(runner.run(step, plan.overrides, time_scale, plan.cpu_limit))
-    if not done[-1].valid and step.name not in slowed:
-        slowed[step.name] = time_scale / SLOWER
-        done.append(runner.run(step, plan.overrides, slowed[step.name], plan.cpu_limit))
+def _first_round(runner: RunsReplays, plan: Plan, runs: Runs, say: Callable[[str], None]) -> bool:
+    """Whether all of it was valid; it ends with the first run that was not."""
+    return all(_valid(_run(runner, plan, step, runs, say)) for step in plan.steps)
+
+
+def _round(runner: RunsReplays, plan: Plan, runs: Runs, say: Callable[[str], None]) -> None:
+    for step in plan.steps:
+        if not _valid(_run(runner, plan, step, runs, say)):
+            _run(runner, plan, step, runs, say)
+
+
+def _valid(run: Replayed | None) -> bool:
+    """A run that failed is not done again."""
+    return run is None or run.valid
+
+
+def _run(
+    runner: RunsReplays, plan: Plan, step: Step, runs: Runs, say: Callable[[str], None]
+) -> Replayed | None:
+    """None if it failed."""
+    try:
+        run = runner.run(step, plan.overrides, runs.time_scale, plan.cpu_limit)
+    except RunFailed as error:
+        say(f"  {step.name}: FAILED: {error}")
+        runs.failed.append(f"{step.name}: {error}")
+        return None
+    runs.by_step[step.name].append(run)
+    return run

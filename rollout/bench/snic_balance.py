@@ -2,7 +2,7 @@
 
 DualPath (arXiv 2602.21548, section 7) reports the busiest NIC over the mean in windows of 1 s. Only windows
 at 40 to 90 % of what all NICs together can move are judged: an idle second has no balance, a full one no
-choice.
+choice. The rate of the study is such that reading takes about two thirds of what the GPUs need.
 """
 
 from __future__ import annotations
@@ -11,14 +11,37 @@ import statistics
 from typing import Any
 
 from rollout.bench.bench import NO_GOAL, Bench, Goal
-from rollout.bench.ladder import Step
+from rollout.bench.ladder import DUAL, DUAL_SCHEDULER, SPLIT, Step
 from rollout.bench.one_replay import Replayed
 from rollout.bench.rounds import Runs
+from rollout.bench.steady import SCALE
+from rollout.bench.workload import EqualAgents
 
 LOAD = (0.4, 0.9)
 UNEVEN = 1.3
 """A load tells something if taking the nodes in turn leaves the NICs at least so uneven."""
 _GOAL = Goal(1.10, "lower")
+SNIC_BYTES_PER_S = 2.8e9
+"""Of each node, at full size."""
+
+
+def snic_balance(bench: Bench) -> None:
+    """max / mean with nodes taken in turn, with the paper's scheduler, and with split reads."""
+    agents = EqualAgents(agents=32, rounds=4, context_tokens=16_384, append_tokens=429, output_tokens=8)
+    if bench.quick:
+        agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
+    plan = bench.equal_agents(
+        (DUAL, DUAL_SCHEDULER, SPLIT),
+        agents,
+        "cluster=1p2d",
+        "setting=paper",
+        f"cluster.snic_bytes_per_s={SNIC_BYTES_PER_S:g}",
+        "engines.decode_kv_bytes=2000000000",
+        scale=SCALE,
+        time_scale=0.5,
+    )
+    runs = bench.replay("snic_balance", plan)
+    tell_snic_balance(bench, runs, unscheduled=DUAL, scheduled=(DUAL_SCHEDULER, SPLIT))
 
 
 def tell_snic_balance(bench: Bench, runs: Runs, *, unscheduled: Step, scheduled: tuple[Step, ...]) -> None:

@@ -12,6 +12,7 @@ from rollout.bench.decode_tpot import decode_tpot
 from rollout.bench.ladder_study import ladder_equal, ladder_trace
 from rollout.bench.nic_pairs import nic_pairs
 from rollout.bench.real_model import real_model
+from rollout.bench.snic_balance import snic_balance
 from rollout.bench.steady import steady, steady_2p4d
 
 STUDIES: dict[str, Callable[[Bench], None]] = {
@@ -19,6 +20,7 @@ STUDIES: dict[str, Callable[[Bench], None]] = {
     "steady_2p4d": steady_2p4d,
     "ladder_equal": ladder_equal,
     "nic_pairs": nic_pairs,
+    "snic_balance": snic_balance,
     "attention_balance": attention_balance,
     "decode_tpot": decode_tpot,
     "low_reuse": low_reuse,

@@ -8,6 +8,7 @@ import pytest
 from kvstore.tools.bench.figures import Findings
 from rollout import load_config
 from rollout.bench.bench import Bench
+from rollout.bench.rounds import MOST_SLOWINGS
 from rollout.bench.snic_balance import mean_max_over_avg
 from rollout.bench.steady import steady
 from rollout.bench.studies import STUDIES
@@ -65,7 +66,8 @@ def test_a_figure_without_a_run_is_left_out_with_a_reason(tmp_path: Path) -> Non
 
 def test_a_figure_whose_step_has_no_valid_run_has_no_goal(tmp_path: Path) -> None:
     busy = summary(1.1, cpu_use=0.95)
-    bench = bench_of(tmp_path, [summary(3.0), summary(1.5), busy, busy, summary(0.25)])
+    too_fast = [summary(3.0), summary(1.5), busy]
+    bench = bench_of(tmp_path, [*too_fast * (MOST_SLOWINGS + 1), busy, summary(0.25)])
     steady(bench)
     targets = {figure.name: figure.target for figure in bench.findings.figures}
     assert targets["steady_basic_over_split"] is None
