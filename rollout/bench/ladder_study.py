@@ -28,7 +28,7 @@ def ladder_equal(bench: Bench) -> None:
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     plan = bench.equal_agents(LADDER, agents, *_SETTING, scale=_SCALE, time_scale=_TIME_SCALE)
-    _ladder(bench, "ladder_equal", plan)
+    _ladder(bench, "ladder_equal", plan, bench.reported_rounds)
 
 
 def ladder_trace(bench: Bench) -> None:
@@ -43,7 +43,7 @@ def ladder_trace(bench: Bench) -> None:
     _ladder(bench, "ladder_trace", plan, bench.reported_rounds)
 
 
-def _ladder(bench: Bench, name: str, plan: Plan, num_rounds: int | None = None) -> None:
+def _ladder(bench: Bench, name: str, plan: Plan, num_rounds: int) -> None:
     runs = bench.replay(name, plan, num_rounds)
     for lower, upper in pairwise(LADDER):
         bench.tell_ratio(f"{name}_{lower.name}_over_{upper.name}", lower, upper, runs)

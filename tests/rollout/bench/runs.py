@@ -31,6 +31,7 @@ def summary(jct_s: float, *, cpu_use: float = 0.5, completed: int = 2) -> dict[s
             "snic": {
                 "bytes": [[60, 40, 50]],
                 "lengths_s": [1.0],
+                "window_s": 1.0,
                 "nodes": ["decode-0", "decode-1", "prefill-0"],
             },
             "decode": {"modelled_tpot_s": 0.01},
