@@ -7,56 +7,37 @@ It plays tasks and gives back trajectories. It does not train, does not log, and
 from __future__ import annotations
 
 import asyncio
-import itertools
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from engines.cluster import ClusterSpec, EngineCluster, gpu_engines_by_node, start_cluster
-from engines.model.kv_pattern import VOCABULARY
-from engines.model.load import ModelFolder, inspect_model
-from engines.model.paced_history import PacedHistory
-from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
 from engines.timeline import Span
 from engines.types import EngineId, EngineRole, Forward, Weights
-from kvstore.job_token import JobToken
-from kvstore.keys import WeightsId, chain_root, weights_id_after_update, weights_id_of_files
-from kvstore.open_transport import TransportSpec
+from kvstore.keys import weights_id_after_update, weights_id_of_files
 from rollout.actors import RayCluster
 from rollout.agent_run import Sample
+from rollout.cluster_spec import BASE_WEIGHTS, cluster_spec, model_of, store_directory
 from rollout.config import RunConfig
 from rollout.controller import Controller, Running
-from rollout.errors import RolloutError
 from rollout.limits import Limits
 from rollout.metrics import KVBytes
-from rollout.replay import effective_rates, paced_spec
+from rollout.paced_engines import paced_spec
+from rollout.replay_history import compute_histories, write_histories
 from rollout.replay_task import ReplayTask
-from rollout.replay_tokens import TokenSource
 from rollout.tasks import Task
 from rollout.types import Trajectory
+from rollout.weight_stream import NamedTensors, buckets
 from rollout.worker import AgentWorker, WorkerSpec
 
 _BUCKET_BYTES = 64 << 20
-_PREPARED_AT_ONCE = 32
 AnyTask = Task | ReplayTask
 _STORE_FIGURES = ("stored_bytes", "evicted_bytes", "quarantined_slots")
-BASE_WEIGHTS = WeightsId("base")
-"""Names the model's own weights where a store is not shared."""
-
-
-@dataclass(slots=True)
-class _Submitted:
-    """Trajectories asked for one by one."""
-
-    tasks: dict[str, asyncio.Task[Trajectory]] = field(default_factory=dict)
 
 
 class AsyncRolloutBackend:
@@ -64,12 +45,13 @@ class AsyncRolloutBackend:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self._model = _model_of(config)
+        self._model = model_of(config)
         self._run_id = uuid.uuid4().hex[:12]
         files = [] if self._model is None else self._model.weight_files
         self._base_weights = weights_id_of_files(files) if files else BASE_WEIGHTS
         self._num_calls = 0
-        self._submitted = _Submitted()
+        self._submitted: dict[str, asyncio.Task[Trajectory]] = {}
+        """Trajectories that were asked for one by one."""
         self._ray: RayCluster | None = None
         self._cluster: EngineCluster
         self._controller: Controller
@@ -96,7 +78,7 @@ class AsyncRolloutBackend:
         )
         self._ray = ray
         try:
-            self._store_directory().mkdir(parents=True, exist_ok=True)
+            store_directory(config).mkdir(parents=True, exist_ok=True)
             self._cluster = await start_cluster(ray.spawn, self._spec())
             self._workers = await self._start_workers(ray)
         except BaseException:
@@ -108,7 +90,7 @@ class AsyncRolloutBackend:
 
     async def close(self) -> None:
         """Stop everything this backend started. Idempotent."""
-        for task in self._submitted.tasks.values():
+        for task in self._submitted.values():
             task.cancel()
         ray, self._ray = self._ray, None
         if ray is None:
@@ -118,7 +100,7 @@ class AsyncRolloutBackend:
             await asyncio.wait_for(self._close_engines(), 2.0)
         await asyncio.to_thread(ray.close)
         if self._config.kvstore.path is None:
-            shutil.rmtree(self._store_directory(), ignore_errors=True)
+            shutil.rmtree(store_directory(self._config), ignore_errors=True)
 
     # -- rollouts ------------------------------------------------------------------------------------
 
@@ -130,8 +112,10 @@ class AsyncRolloutBackend:
         """
         with_history = [task for task in tasks if task.session.history]
         paced = paced_spec(self._config)
-        prepare = self._compute_histories(with_history) if paced is None else self._put(with_history, paced)
-        num_tokens = await prepare
+        if paced is None:
+            num_tokens = await compute_histories(with_history, self._workers)
+        else:
+            num_tokens = await write_histories(with_history, self._cluster, paced)
         await self.settled()
         return num_tokens
 
@@ -152,14 +136,14 @@ class AsyncRolloutBackend:
         """Begin to play one task's group; returns the trajectory ids for `result` and `abort`."""
         samples = self._samples([task])
         for sample in samples:
-            self._submitted.tasks[sample.trajectory_id] = asyncio.create_task(self._play(sample))
+            self._submitted[sample.trajectory_id] = asyncio.create_task(self._play(sample))
         return [sample.trajectory_id for sample in samples]
 
     async def result(self, trajectory_id: str, deadline_s: float | None = None) -> Trajectory:
         """The trajectory of a submitted sample, once it ends. Each is handed out once."""
-        task = self._submitted.tasks[trajectory_id]
+        task = self._submitted[trajectory_id]
         trajectory = await asyncio.wait_for(asyncio.shield(task), deadline_s)
-        del self._submitted.tasks[trajectory_id]
+        del self._submitted[trajectory_id]
         return trajectory
 
     async def abort(self, trajectory_id: str) -> None:
@@ -181,9 +165,7 @@ class AsyncRolloutBackend:
     def weights_version(self) -> int:
         return self._cluster.weights.version
 
-    async def update_weights(
-        self, version: int, weights: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]]
-    ) -> None:
+    async def update_weights(self, version: int, weights: NamedTensors) -> None:
         """Load new weights into every engine, bucket by bucket.
 
         `weights` yields (name, tensor): torch tensors or numpy arrays, whole, named as in the model.
@@ -195,7 +177,7 @@ class AsyncRolloutBackend:
         weights_id = weights_id_after_update(self._base_weights, self._run_id, version)
         await self._cluster.update_weights(
             Weights(version, weights_id),
-            self._shared(buckets(_as_async(weights), _BUCKET_BYTES)),
+            self._shared(buckets(weights, _BUCKET_BYTES)),
             self._config.task.turn_deadline_s,
         )
 
@@ -296,47 +278,6 @@ class AsyncRolloutBackend:
 
     # -- inside --------------------------------------------------------------------------------------
 
-    async def _compute_histories(self, tasks: Sequence[ReplayTask]) -> int:
-        gate = asyncio.Semaphore(_PREPARED_AT_ONCE)
-
-        async def prepare(worker: Any, task: ReplayTask) -> int:
-            async with gate:
-                return int(await worker.prepare(task))
-
-        workers = itertools.cycle(self._workers)
-        computed = await asyncio.gather(
-            *(prepare(worker, task) for worker, task in zip(workers, tasks, strict=False))
-        )
-        return sum(computed)
-
-    async def _put(self, tasks: Sequence[ReplayTask], paced: PacedSpec) -> int:
-        """Each node writes the histories of some of the tasks."""
-        tokens, layout, weights = TokenSource(range(VOCABULARY)), self._cluster.layout, self._cluster.weights
-        root = chain_root(weights.weights_id, layout.format)
-
-        async def put(node: Any, histories: Sequence[ReplayTask]) -> int:
-            num_blocks = 0
-            for task in histories:
-                ids = tokens.spell(task.session.history)
-                made = PacedHistory(paced, ids, root, layout.block_tokens)
-                stored, wanted = (
-                    int(await node.put(made, weights.weights_id)),
-                    len(ids) // layout.block_tokens,
-                )
-                if stored < wanted:
-                    raise RolloutError(
-                        f"the store took {stored} of {wanted} blocks of the history of {task.task_id}; "
-                        "make room at kvstore.path or lower num_agents"
-                    )
-                num_blocks += stored
-            return num_blocks
-
-        nodes = list(self._cluster.nodes.values())
-        blocks = await asyncio.gather(
-            *(put(node, tasks[index :: len(nodes)]) for index, node in enumerate(nodes))
-        )
-        return sum(blocks) * layout.block_tokens
-
     def _samples(self, tasks: Sequence[AnyTask]) -> list[Sample]:
         self._num_calls += 1
         prefix = f"{self._num_calls}/"
@@ -390,83 +331,11 @@ class AsyncRolloutBackend:
         return cluster_spec(
             self._config,
             "" if self._model is None else str(self._model.path),
-            str(self._store_directory()),
+            str(store_directory(self._config)),
             run_id=self._run_id,
             weights_id=self._base_weights,
         )
 
-    def _store_directory(self) -> Path:
-        config = self._config
-        return Path(config.kvstore.path or Path(config.run_dir) / "kvstore").absolute()
-
     async def _close_engines(self) -> None:
         parts = (*self._cluster.nodes.values(), self._cluster.scheduler)
         await asyncio.gather(*(part.close() for part in parts), return_exceptions=True)
-
-
-def cluster_spec(
-    config: RunConfig,
-    model_path: str,
-    store_directory: str,
-    *,
-    run_id: str = "run",
-    weights_id: WeightsId = BASE_WEIGHTS,
-) -> ClusterSpec:
-    """What the engines of `config` are made from, at weights version 0."""
-    return ClusterSpec(
-        engines=config.engines,
-        scheduler=config.scheduler,
-        kvstore=config.kvstore,
-        trace_every=config.monitor.trace_every,
-        transport=TransportSpec(config.transport, JobToken.draw()),
-        model_path=model_path,
-        rates=effective_rates(config),
-        paced=paced_spec(config),
-        store_directory=store_directory,
-        run_id=run_id,
-        weights=Weights(0, weights_id),
-        job_seed=config.seed,
-    )
-
-
-def _model_of(config: RunConfig) -> ModelFolder | None:
-    """The model to serve; None where engines are paced."""
-    if config.engines.kind == "paced":
-        return None
-    if config.model.path is None:
-        raise ValueError("the backend serves the model at model.path, got null")
-    return inspect_model(config.model.path)
-
-
-async def buckets(
-    weights: AsyncIterable[tuple[str, Any]], bucket_bytes: int
-) -> AsyncIterator[list[NamedArray]]:
-    """Group named tensors into lists of about `bucket_bytes`, as numpy arrays."""
-    bucket: list[NamedArray] = []
-    filled = 0
-    async for name, tensor in weights:
-        array = tensor if isinstance(tensor, np.ndarray) else _to_numpy(tensor)
-        if bucket and filled + array.nbytes > bucket_bytes:
-            yield bucket
-            bucket, filled = [], 0
-        bucket.append((name, array))
-        filled += array.nbytes
-    if bucket:
-        yield bucket
-
-
-async def _as_async(
-    items: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]],
-) -> AsyncIterator[tuple[str, Any]]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
-
-
-def _to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
-    """A host copy of a torch tensor; bfloat16, which numpy lacks, is widened exactly."""
-    host = tensor.detach().cpu()
-    return np.asarray(host.float().numpy() if host.is_floating_point() else host.numpy())

@@ -34,9 +34,10 @@ from rollout.errors import RolloutError
 from rollout.forward_figures import attention_figures, decode_figures
 from rollout.metrics import StepSummary, series, summarise_job, summarise_step
 from rollout.monitor import Monitor
+from rollout.paced_engines import paced_spec
 from rollout.progress import Progress, SlowestNow, StepState
 from rollout.records import TrajectoryWriter
-from rollout.replay import ReplayPlan, max_context_tokens, paced_spec, plan_replay
+from rollout.replay import ReplayPlan, max_context_tokens, plan_replay
 from rollout.report import print_report
 from rollout.run_dir import RunDir
 from rollout.snic_meter import SnicMeter

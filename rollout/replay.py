@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engines.cluster_config import ClusterConfig
-from engines.model.paced_spec import PacedSpec
 from kvstore.layout import BlockLayout
 from rollout.config import RunConfig
 from rollout.errors import UserError
+from rollout.paced_engines import effective_rates, paced_spec
 from rollout.replay_rates import default_agents, oracle_s, storage_bound_rate, workload
 from rollout.replay_task import ReplayTask, poisson_arrivals, replay_tasks
 from rollout.summary import Figures, ReplayFigures, SloFigures
@@ -87,22 +86,6 @@ class ReplayPlan:
             "store_bytes_expected": self.stored_bytes,
             "oracle_s_estimated": self.oracle_s,
         }
-
-
-def paced_spec(config: RunConfig) -> PacedSpec | None:
-    """What paced engines run; None where a model does."""
-    if config.engines.kind != "paced":
-        return None
-    assert config.model_profile is not None
-    return PacedSpec(config.model_profile, config.scale, config.time_scale)
-
-
-def effective_rates(config: RunConfig) -> ClusterConfig:
-    """The rates the limiter is given: moving and computing keep the ratio they have at full size."""
-    paced = paced_spec(config)
-    if paced is None:
-        return config.cluster
-    return config.cluster.scaled(paced.time_scale / paced.effective_scale)
 
 
 def max_context_tokens(config: RunConfig) -> int | None:

@@ -6,7 +6,7 @@ from engines.model.step_time import StepTimes
 from engines.types import EngineId, Forward
 from rollout import load_config
 from rollout.forward_figures import attention_figures, decode_figures
-from rollout.replay import paced_spec
+from rollout.paced_engines import paced_spec
 
 ONE, OTHER = EngineId("prefill-0-0"), EngineId("prefill-1-0")
 

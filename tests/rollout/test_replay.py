@@ -9,7 +9,8 @@ import pytest
 from engines.model.step_time import StepTimes
 from rollout.compose import load_config
 from rollout.errors import UserError
-from rollout.replay import effective_rates, paced_spec, plan_replay
+from rollout.paced_engines import effective_rates, paced_spec
+from rollout.replay import plan_replay
 from rollout.replay_rates import default_agents, oracle_s, storage_bound_rate, workload
 from rollout.traces.session import Piece, Round, Session
 

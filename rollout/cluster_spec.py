@@ -1,0 +1,59 @@
+"""What engines a run's configuration asks for: which model or profile, at which rates, on which store.
+
+It reads the configuration, and of a model its folder; it starts nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engines.cluster import ClusterSpec
+from engines.model.load import ModelFolder, inspect_model
+from engines.types import Weights
+from kvstore.job_token import JobToken
+from kvstore.keys import WeightsId
+from kvstore.open_transport import TransportSpec
+from rollout.config import RunConfig
+from rollout.paced_engines import effective_rates, paced_spec
+
+BASE_WEIGHTS = WeightsId("base")
+"""Names the model's own weights where a store is not shared."""
+
+
+def model_of(config: RunConfig) -> ModelFolder | None:
+    """The model to serve; None where engines are paced. Raises ValueError if none is named."""
+    if config.engines.kind == "paced":
+        return None
+    if config.model.path is None:
+        raise ValueError("the backend serves the model at model.path, got null")
+    return inspect_model(config.model.path)
+
+
+def store_directory(config: RunConfig) -> Path:
+    """Where blocks are stored: a directory of the run's own unless `kvstore.path` names one."""
+    return Path(config.kvstore.path or Path(config.run_dir) / "kvstore").absolute()
+
+
+def cluster_spec(
+    config: RunConfig,
+    model_path: str,
+    store_path: str,
+    *,
+    run_id: str = "run",
+    weights_id: WeightsId = BASE_WEIGHTS,
+) -> ClusterSpec:
+    """What the engines of `config` are made from, at weights version 0."""
+    return ClusterSpec(
+        engines=config.engines,
+        scheduler=config.scheduler,
+        kvstore=config.kvstore,
+        trace_every=config.monitor.trace_every,
+        transport=TransportSpec(config.transport, JobToken.draw()),
+        model_path=model_path,
+        rates=effective_rates(config),
+        paced=paced_spec(config),
+        store_directory=store_path,
+        run_id=run_id,
+        weights=Weights(0, weights_id),
+        job_seed=config.seed,
+    )
