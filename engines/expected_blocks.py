@@ -1,38 +1,41 @@
-"""Which decode engine has said of which generated blocks that it persists them.
+"""Blocks that somebody is making: the index knows that they are pending, and here is who makes them.
 
-So that nobody waits for the blocks of an engine that is gone. What is stored and pending is the index's
-business (kvstore.prefix_index).
+So that nobody waits for the blocks of an engine that is gone. Prompt blocks of a placed turn have no maker
+here: they are written in its loan (engines.loan).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from engines.types import EngineId
-from kvstore.keys import BlockKey
+from engines.types import AnnouncedBlock, EngineId
+from kvstore.keys import BlockKey, WeightsId
+from kvstore.prefix_index import PrefixIndex
 
 
 class ExpectedBlocks:
-    """One per scheduler."""
+    """One per scheduler. All that is pending in the index passes through here."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: PrefixIndex) -> None:
+        self._index = index
         self._makers: dict[BlockKey, list[EngineId]] = {}
 
-    def __len__(self) -> int:
-        """Blocks that somebody persists."""
-        return len(self._makers)
+    def expect(self, keys: Sequence[BlockKey], weights_id: WeightsId, maker: EngineId | None = None) -> None:
+        """These blocks are being made; `maker` persists them."""
+        self._index.expect(keys, weights_id)
+        if maker is not None:
+            for key in keys:
+                self._makers.setdefault(key, []).append(maker)
 
-    def add(self, engine_id: EngineId, keys: Iterable[BlockKey]) -> None:
-        for key in keys:
-            self._makers.setdefault(key, []).append(engine_id)
+    def stored(self, blocks: Iterable[AnnouncedBlock], weights_id: WeightsId) -> None:
+        """These are stored: nobody's persist of them matters any more."""
+        for block in blocks:
+            self._index.announce(block.key, block.location, weights_id, block.parent)
+            self._makers.pop(block.key, None)
 
-    def stored(self, keys: Iterable[BlockKey]) -> None:
-        """They are stored: nobody's persist of them matters any more."""
-        for key in keys:
-            self._makers.pop(key, None)
-
-    def failed(self, keys: Iterable[BlockKey]) -> None:
+    def failed(self, keys: Sequence[BlockKey]) -> None:
         """One persist of each has failed."""
+        self._index.cancel(keys)
         for key in keys:
             makers = self._makers.get(key)
             if makers is None:
@@ -41,10 +44,11 @@ class ExpectedBlocks:
             if not makers:
                 del self._makers[key]
 
-    def clear(self) -> None:
-        self._makers.clear()
+    def forget(self, keys: Sequence[BlockKey]) -> None:
+        """Nobody will announce what became of these prompt blocks."""
+        self._index.cancel(keys)
 
-    def take_from(self, engine_id: EngineId) -> list[BlockKey]:
+    def forget_engine(self, engine_id: EngineId) -> list[BlockKey]:
         """The engine persists nothing more: its blocks, each as often as it was to be persisted."""
         keys = [key for key, makers in self._makers.items() for maker in makers if maker == engine_id]
         for key in dict.fromkeys(keys):
@@ -53,4 +57,10 @@ class ExpectedBlocks:
                 self._makers[key] = others
             else:
                 del self._makers[key]
+        self._index.cancel(keys)
         return keys
+
+    def drop_weights_except(self, weights_id: WeightsId) -> None:
+        """What was keyed with other weights is never hit again."""
+        self._index.drop_weights_except(weights_id)
+        self._makers.clear()

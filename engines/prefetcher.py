@@ -106,13 +106,13 @@ class Prefetcher:
         held = tuple(keys[: chosen.num_room])
         hit = self._index.match(held).hit
         self._contexts[request_id] = _Context(request_id, chosen.node_id, held, hit)
-        self._loans.hold(chosen.node_id, held)
+        self._loans.node(chosen.node_id).dram.hold(held)
 
     def end(self, request_id: RequestId) -> None:
         """The agent goes on, or has ended. What is being read for it still is, and is kept."""
         context = self._contexts.pop(request_id, None)
         if context is not None:
-            self._loans.let_go(context.node_id, context.keys)
+            self._loans.node(context.node_id).dram.let_go(context.keys)
 
     def clear(self) -> None:
         """Nobody wants anything of what is read or held now."""
@@ -159,7 +159,7 @@ class Prefetcher:
         return NodeMemory(
             node_id,
             num_kept=len(self._loans.in_dram(node_id, keys)),
-            num_room=self._loans.num_holdable(node_id),
+            num_room=self._loans.node(node_id).num_holdable,
             queue_tokens=placement.queues.tokens(node_id),
         )
 
@@ -176,7 +176,7 @@ class Prefetcher:
             blocks = self._lacking(context) if context.node_id == node_id else []
             if not blocks:
                 continue
-            slots = self._loans.take_ahead(node_id, len(blocks))
+            slots = self._loans.node(node_id).take_ahead(len(blocks))
             if not slots:
                 return None
             loads = []
@@ -192,10 +192,11 @@ class Prefetcher:
         num_stored = len(context.hit)
         if num_stored < len(context.keys) and self._index.is_stored(context.keys[num_stored]):
             context.hit = self._index.match(context.keys).hit
+        dram = self._loans.node(context.node_id).dram
         found: list[int] = []
         block = context.next_block
         while block < len(context.hit) and len(found) < self._config.prefetch_blocks:
-            if not self._loans.is_in_dram(context.node_id, context.hit.keys[block]):
+            if dram.find(context.hit.keys[block]) is None:
                 found.append(block)
             block += 1
         context.next_block = found[0] if found else block
@@ -211,7 +212,7 @@ class Prefetcher:
             self._busy.add(node_id)
         del self._reading[node_id]
         if results is None:  # it may still write there
-            self._loans.quarantine_ahead(node_id, batch.slots)
+            self._loans.node(node_id).quarantine_ahead(batch.slots)
         else:
             self._settle(node_id, batch, results)
         self._on_change()

@@ -132,7 +132,7 @@ class PrefillEngine(Engine):
         self._stop_if_aborted(job.placement.request_id)
         handing_s = time.monotonic()
         finish_reason = await self._hand_over(job, computed)
-        await self._scheduler.prefilled(job.placement.request_id, hit.moved)
+        await self._scheduler.prefilled(job.placement.request_id, hit.moved, self._batching.forward_times)
         phases = PhaseSeconds(kv_load=read_s, kv_transfer=time.monotonic() - handing_s)
         return FirstToken(
             token_id=computed.sampled.token_id,

@@ -65,6 +65,11 @@ class PrefillBatching:
         self._num_cut += num_cut
         self._estimates.observe(self._work(rows), forward_s, self._runner.attention_s)
 
+    @property
+    def forward_times(self) -> tuple[float, ...]:
+        """Coefficients of the estimate of whole forwards; none before the first."""
+        return self._estimates.forward.coefficients if self._estimates.num_forwards else ()
+
     def figures(self) -> dict[str, float]:
         """Since the start: forwards, their rows, those that were cut; errors of the two estimates."""
         return {

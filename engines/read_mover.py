@@ -10,7 +10,8 @@ by the prefill engine when it is done. An order that gets lost costs nothing but
 from __future__ import annotations
 
 from engines.config import SchedulerConfig
-from engines.loans import Loan, Loans
+from engines.loan import Loan
+from engines.loans import Loans
 from engines.read_planner import ReadPlanner, other
 from engines.scheduling.read_sides import SideLoad
 from engines.scheduling.rebalance import ReadMove, UnreadBlocks, rebalance
@@ -70,7 +71,7 @@ class ReadMover:
     def _free_slots(self, loan: Loan) -> int:
         """Slots of the prefill node that nobody who waits is to have."""
         node_id = loan.placement.prefill_node
-        return 0 if self._slot_queue.waits_for(node_id) else self._loans.num_takeable(node_id)
+        return 0 if self._slot_queue.waits_for(node_id) else self._loans.node(node_id).num_takeable()
 
     def _order(self, loan: Loan, move: ReadMove) -> MoveOrder | None:
         slots = None

@@ -1,11 +1,12 @@
 """The request scheduler: it alone knows the index, the slots of every node and the load of every engine.
 
-A turn first waits for blocks of its prompt that others are making. Then it gets a prefill and a decode engine
-(engines.scheduling.cluster_placement: groups that fetch in batches), and then, all at once, decode slots for
-its whole prompt and prefill slots for what is read there. So nobody who holds slots waits for more, and slots
-are given first come, first served on every node (engines.slot_queue), so nobody starves. Which side reads
-what is decided in engines.read_planner and, while it is read, in engines.read_mover; who has which slots is
-written down in engines.loans; this class says when. It never sees token ids.
+A turn first waits for blocks of its prompt that others are making (engines.block_waits). Then it gets a
+prefill and a decode engine (engines.scheduling.cluster_placement: groups that fetch in batches), and then,
+all at once, decode slots for its whole prompt and prefill slots for what is read there. So nobody who holds
+slots waits for more, and slots are given first come, first served on every node (engines.slot_queue), so
+nobody starves. Which side reads what is decided in engines.read_planner and, while it is read, in
+engines.read_mover; who has which slots is written down in engines.loans; this class says when. It never sees
+token ids.
 
 Every placement ends with `finish`, which takes back whatever was not given back before.
 """
@@ -13,27 +14,27 @@ Every placement ends with `finish`, which takes back whatever was not given back
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import BinaryIO
 
+from engines.absent_engines import AbsentEngines
+from engines.block_waits import BlockWaits
 from engines.config import SchedulerConfig
-from engines.decision_log import open_placement
 from engines.errors import PlacementTimeout, StaleWeights
 from engines.expected_blocks import ExpectedBlocks
-from engines.loans import Loan, Loans
+from engines.fetch_timer import FetchTimer
+from engines.known_cluster import KnownCluster, open_known_cluster
+from engines.loan import Loan
+from engines.loans import Loans
 from engines.never_waits import never_waits
 from engines.peers import NodePeer
 from engines.prefetcher import Prefetcher
-from engines.read_mover import ReadMover
 from engines.read_planner import ReadPlanner
-from engines.scheduling.admission import blocks_to_load
+from engines.roster import Roster
 from engines.scheduling.cluster_placement import ClusterPlacement
 from engines.scheduling.engine_choice import EnginePair
-from engines.scheduling.estimate import PromptWork, TimeEstimate
+from engines.scheduling.estimate import PromptWork
+from engines.scheduling.prefill_times import PrefillTimes
 from engines.scheduling.queued_turn import QueuedTurn
 from engines.slot_queue import SlotQueue
 from engines.store_keeper import StoreKeeper
@@ -85,30 +86,30 @@ class Scheduler:
         self._weights = weights
         self._dram_bytes = dram_bytes
         self._speeds = speeds or ClusterSpeeds()
-        self._estimate = TimeEstimate(
-            self._speeds.prefill_forward or config.estimate_coefficients,
-            forgetting=config.estimate_forgetting,
-            prior_weight=config.estimate_prior_weight,
-            outlier_factor=config.estimate_outlier_factor,
-        )
+        self._times = PrefillTimes(config.estimate_coefficients, self._speeds.prefill_forward)
         self._keeper = keeper
         self._clock = clock
         self._index = PrefixIndex() if keeper is None else keeper.index
+        self._expected = ExpectedBlocks(self._index)
         self._loans = Loans()
+        self._roster = Roster(self._loans)
+        self._absent = AbsentEngines(self._roster, self._loans)
         self._queue = TurnQueue()
+        self._block_waits = BlockWaits(
+            self._index,
+            deadline_s=config.pending_deadline_s,
+            clock=clock,
+            on_ready=self._queue_for_engines,
+            on_change=self._go_on,
+        )
+        self._fetches = FetchTimer(
+            config.fetch_period_s, clock=clock, wanted=self._may_fetch, fetch=self._fetch
+        )
         self._slot_queue = SlotQueue()
         self._ahead = Prefetcher(config, self._loans, self._index, self._slot_queue, self._go_on)
-        self._cluster: _Cluster | None = None
+        self._cluster: KnownCluster | None = None
         self._paused = False
         self._changed = asyncio.Event()
-        self._expected = ExpectedBlocks()
-        self._absent: frozenset[str] = frozenset()
-        self._out: frozenset[EngineId] = frozenset()
-        self._num_absences = 0
-        self._absence_news = asyncio.Event()
-        self._last_fetch_s = -sys.float_info.max
-        self._fetch_alarm: asyncio.TimerHandle | None = None
-        self._decisions: BinaryIO | None = None
         self._lost_blocks = 0
         self._buffer_waits = 0
         self._buffer_wait_s = 0.0
@@ -122,72 +123,58 @@ class Scheduler:
     async def register_node(self, node_id: NodeId, num_slots: int, layout: BlockLayout) -> None:
         """A node's staging memory is at the scheduler's disposal. All nodes have blocks of one layout."""
         if self._cluster is None:
-            self._cluster = self._open_cluster(layout)
+            self._cluster = open_known_cluster(
+                self._config,
+                self._speeds,
+                layout,
+                prefill_load_limit_tokens=self._load_limit_tokens,
+                loans=self._loans,
+                slot_queue=self._slot_queue,
+            )
         self._loans.add_node(node_id, num_slots, self._dram_bytes // layout.slot_bytes)
+        self._roster.add_node(node_id)
         self._cluster.placement.add_node(node_id)
         self._cluster.reads.add_node(node_id)
 
     async def register_engine(self, info: EngineInfo, reserve_slots: int) -> tuple[SlotId, ...]:
         """An engine is ready; the slots returned are its own for persisting, never lent to prompts."""
-        slots = self._loans.add_engine(info, reserve_slots)
+        slots = self._loans.node(info.node_id).reserve(reserve_slots)
+        self._roster.add(info)
         self._placement.add_engine(info)
         self._go_on()
         return slots
-
-    async def remove_engine(self, engine_id: EngineId) -> None:
-        """The engine is gone. Turns that wait for slots with it get another; placed ones are their
-        clients' to end."""
-        self._loans.remove_engine(engine_id)
-        for request_id in self._placement.remove_engine(engine_id):
-            waiting = self._queue.get(request_id)
-            if waiting is not None:
-                self._slot_queue.leave(request_id)
-                self._queue_for_engines(waiting)
-        self._go_on()
 
     async def set_absent(self, absent: frozenset[str]) -> None:
         """These engines and nodes do not answer now, and no others.
 
         An absent engine, or one of an absent node, gets no turns until it is back, and nobody waits for the
-        blocks it was to make. Placed turns are their clients' to end; what was handed over to a decode engine
-        stays with it, as it gives it back itself should it return. Where over half of a node is set aside by
-        then, its engines stay out.
+        blocks it was to make. Turns that wait for slots with it get another. Placed turns are their clients'
+        to end; what was handed over to a decode engine stays with it, as it gives it back itself should it
+        return. Where over half of a node is set aside by then, its engines stay out.
         """
-        self._absent, before = absent, self._out
+        gone, back = self._absent.set(absent)
         self._ahead.lose(absent)
-        out = self._loans.engines_among(absent)
-        stay_out = {
-            e for e in before - out if self._loans.is_mostly_quarantined(self._loans.engine(e).node_id)
-        }
-        self._out = out | stay_out
-        for engine_id in self._out - before:
+        for engine_id in gone:
             self._take_out(engine_id)
-        for engine_id in before - self._out:
-            self._placement.add_engine(self._loans.engine(engine_id))
-        self._num_absences += 1
-        self._absence_news.set()
-        self._absence_news = asyncio.Event()
+        for engine_id in back:
+            self._placement.add_engine(self._roster.engine(engine_id))
         self._go_on()
 
     async def absent(self, seen: int, wait_s: float) -> tuple[int, frozenset[str]]:
         """All absent engines and nodes, and the number of this news; waits for others than number `seen`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                while self._num_absences == seen:
-                    await self._absence_news.wait()
-        return self._num_absences, self._absent
+        return await self._absent.news(seen, wait_s)
 
     # -- the life of a turn --------------------------------------------------------------------------
 
     async def submit(self, request: TurnRequest) -> Placement:
         """Wait for a place. Raises RequestRefused or PlacementTimeout, nothing then reserved."""
-        self._loans.refuse_misfits(request, self._block_tokens)
+        self._roster.refuse_misfits(request, self._block_tokens)
         self._refuse_stale(request)
         # At least the prompt's last token is computed.
         hit_keys = request.keys[: (request.prompt_tokens - 1) // self._block_tokens]
         waiting = self._queue.join(request, hit_keys, self._clock())
         try:
-            if not self._waits_for_block(waiting):
+            if not self._block_waits.begins(waiting):
                 self._queue_for_engines(waiting)
             self._go_on()
             async with asyncio.timeout(request.deadline_s):
@@ -197,7 +184,7 @@ class Scheduler:
                 return waiting.answer.result()  # placed in the last moment
             raise PlacementTimeout(
                 f"{request.request_id} found no place within {request.deadline_s:.1f} s; "
-                f"{len(self._queue)} turns wait, {len(self._loans)} are placed{self._told_absent()}"
+                f"{len(self._queue)} turns wait, {len(self._loans)} are placed{self._absent.told()}"
             ) from None
         finally:
             if self._queue.get(request.request_id) is waiting:
@@ -218,14 +205,18 @@ class Scheduler:
         return orders
 
     @never_waits
-    async def prefilled(self, request_id: RequestId, moved: Sequence[MovedBlock] = ()) -> None:
+    async def prefilled(
+        self, request_id: RequestId, moved: Sequence[MovedBlock] = (), forward_times: Sequence[float] = ()
+    ) -> None:
         """The prefill engine is done: its slots and its share of load come back.
 
-        `moved` are the blocks of the hit that were read on another side than the placement says.
+        `moved` are the blocks of the hit that were read on another side than the placement says;
+        `forward_times` the coefficients by which the engine estimates its forwards now.
         """
         loan = self._loans.get(request_id)
         if loan is None or not loan.prefilling:
             return
+        self._times.learn(loan.placement.prefill_engine, forward_times)
         self._end_prefill(loan, moved)
         keep = loan.placement.weights_id == self._weights.weights_id
         self._loans.hand_over(loan, moved, keep=keep)
@@ -254,7 +245,7 @@ class Scheduler:
             self._end(loan)
             self._loans.take_back(loan, lost)
             for node_id in (loan.placement.prefill_node, loan.placement.decode_node):
-                self._reads.set_late(node_id, self._loans.num_late(node_id))
+                self._reads.set_late(node_id, self._loans.node(node_id).num_late)
             self._forget_new_keys(loan)
         # Whoever waits for slots may need fewer now.
         self._go_on(self._slot_queue.nodes())
@@ -263,7 +254,7 @@ class Scheduler:
     async def settled(self, node_id: NodeId, slots: Sequence[SlotId]) -> None:
         """Late reads have ended: nobody writes into these slots of the node any more."""
         self._loans.settled(node_id, slots)
-        self._reads.set_late(node_id, self._loans.num_late(node_id))
+        self._reads.set_late(node_id, self._loans.node(node_id).num_late)
         self._go_on()
 
     @never_waits
@@ -271,7 +262,7 @@ class Scheduler:
         self, request_id: RequestId, *, resolved: bool = True, safe_nodes: frozenset[NodeId] = frozenset()
     ) -> None:
         """The attempt is over. `resolved=False`: somebody may still write into its slots, but for those of
-        `safe_nodes`.
+        `safe_nodes`; they come back with `resolve`.
 
         Decode slots of a turn that was handed over stay with the decode engine until it has stored
         what is in them.
@@ -281,7 +272,7 @@ class Scheduler:
             self._queue.take_back(request_id)
             return
         self._end(loan)
-        is_out = loan.placement.decode_engine in self._out
+        is_out = loan.placement.decode_engine in self._absent.engines
         if not (loan.handed_over and (resolved or is_out)):
             if resolved:
                 self._loans.take_back(loan)
@@ -290,6 +281,11 @@ class Scheduler:
             self._forget_new_keys(loan)
         elif is_out:
             self._forget_new_keys(loan)
+        self._go_on()
+
+    async def resolve(self, request_id: RequestId) -> None:
+        """Nobody works any more for this attempt, which had ended without being resolved. Idempotent."""
+        self._loans.trust(request_id)
         self._go_on()
 
     # -- contexts whose agents wait ------------------------------------------------------------------
@@ -323,10 +319,8 @@ class Scheduler:
         loan = None if request_id is None else self._loans.get(request_id)
         maker = None if loan is None else loan.placement.decode_engine
         is_over = request_id is not None and loan is None
-        if weights_id == self._weights.weights_id and maker not in self._out and not is_over:
-            self._index.expect(keys, weights_id)
-            if maker is not None:
-                self._expected.add(maker, keys)
+        if weights_id == self._weights.weights_id and maker not in self._absent.engines and not is_over:
+            self._expected.expect(keys, weights_id, maker)
         return await self.stored(keys)
 
     @never_waits
@@ -339,14 +333,11 @@ class Scheduler:
     ) -> None:
         """These persists have ended, and so does the need for slots. Blocks of older weights are dropped."""
         if weights_id == self._weights.weights_id:
-            for block in stored:
-                self._index.announce(block.key, block.location, weights_id, block.parent)
-            self._index.cancel(failed)
-            self._expected.stored(block.key for block in stored)
+            self._expected.stored(stored, weights_id)
             self._expected.failed(failed)
             self._keep_store({block.location.segment for block in stored})
-            self._wake(block.key for block in stored)
-            self._wake(failed)
+            self._block_waits.wake(block.key for block in stored)
+            self._block_waits.wake(failed)
         loan = None if released is None else self._loans.get(released.request_id)
         if released is not None and loan is not None:
             self._loans.release(loan, loan.placement.decode_node, released.slots)
@@ -370,8 +361,7 @@ class Scheduler:
     async def set_weights(self, weights: Weights) -> None:
         """Engines hold `weights` now: what was keyed with others is never hit again."""
         self._weights = weights
-        self._index.drop_weights_except(weights.weights_id)
-        self._expected.clear()
+        self._expected.drop_weights_except(weights.weights_id)
         self._ahead.clear()
         self._loans.empty_dram()
         self._keep_store(())
@@ -393,7 +383,7 @@ class Scheduler:
             "buffer_waits": self._buffer_waits,
             "buffer_wait_s": self._buffer_wait_s,
             "placed": len(self._loans),
-            "absent_engines": len(self._out),
+            "absent_engines": len(self._absent.engines),
             "indexed_blocks": len(self._index),
             "lost_blocks": self._lost_blocks,
             "stored_bytes": self._index.stored_bytes,
@@ -413,8 +403,8 @@ class Scheduler:
     async def close(self) -> None:
         """Let go of the store and the decision log. Idempotent."""
         self._ahead.close()
-        if self._decisions is not None:
-            self._decisions.close()
+        if self._cluster is not None:
+            self._cluster.close()
         if self._keeper is not None:
             await self._keeper.close()
 
@@ -424,29 +414,16 @@ class Scheduler:
         """Something has changed, or slots of `nodes` may do now: whoever can, moves on."""
         if not self._paused:
             self._grant_slots(nodes)
-            self._fetch_soon()
+            self._fetches.soon()
             if self._cluster is not None:
                 self._ahead.go_on(self._placement)
         self._changed.set()
 
-    def _fetch_soon(self) -> None:
-        """Have all groups fetch: at once, or when the time since the last fetch is long enough."""
-        while self._fetch_alarm is None and self._cluster is not None and any(self._placement.num_waiting):
-            wait_s = self._last_fetch_s + self._config.fetch_period_s - self._clock()
-            if wait_s > 0:
-                self._fetch_alarm = asyncio.get_running_loop().call_later(wait_s, self._fetch_now)
-            elif not self._fetch():
-                break
+    def _may_fetch(self) -> bool:
+        return not self._paused and self._cluster is not None and any(self._placement.num_waiting)
 
-    def _fetch_now(self) -> None:
-        """The time since the last fetch is long enough."""
-        self._fetch_alarm = None
-        if not self._paused and self._fetch():
-            self._fetch_soon()
-
-    def _fetch(self) -> bool:
+    def _fetch(self, now_s: float) -> bool:
         """Every group fetches once; whether anybody got an engine."""
-        now_s = self._last_fetch_s = self._clock()
         before = self._placement.num_waiting
         pairs = self._placement.fetch_once(now_s)
         progress = self._placement.num_waiting != before
@@ -472,61 +449,21 @@ class Scheduler:
             waiting = None if request_id is None else self._queue.get(request_id)
             if waiting is None:
                 continue
-            if waiting.answer.done() or self._waits_for_block(waiting) or self._grant(waiting):
+            if waiting.answer.done() or self._gives_engines_back(waiting) or self._grant(waiting):
                 to_look_at.update(self._slot_queue.leave(waiting.request_id))
 
-    def _waits_for_block(self, waiting: WaitingTurn) -> bool:
-        """Look the turn up, and whether a block of its prompt is being made that is worth waiting for.
-
-        So the samples of a group, whose prompts are the same, compute that prompt once. A turn that has its
-        engines already gives them back for as long as it waits.
-        """
-        index, keys = self._index, waiting.hit_keys
-        num_hit = len(waiting.hit)
-        if waiting.num_losses == index.num_losses and (
-            num_hit == len(keys) or not index.is_known(keys[num_hit])
-        ):
+    def _gives_engines_back(self, waiting: WaitingTurn) -> bool:
+        """Whether a block of the turn's prompt is being made by now: it waits for that without engines."""
+        if not self._block_waits.begins(waiting):
             return False
-        match = index.match(keys)
-        waiting.hit, waiting.num_losses = match.hit, index.num_losses
-        if not match.pending or not waiting.may_wait_for_blocks:
-            if waiting.pending_since_s is not None:
-                waiting.wait_for_no_block(self._clock())
-            return False
-        self._queue.end_block_wait(waiting)
-        if self._queue.begin_block_wait(waiting, match.pending[0], self._clock()):
-            waiting.alarm = asyncio.get_running_loop().call_later(
-                self._config.pending_deadline_s, self._wait_no_longer, waiting
-            )
-        if waiting.pair is not None:
-            waiting.pair = None
-            self._placement.withdraw(waiting.request_id)
+        waiting.pair = None
+        self._placement.withdraw(waiting.request_id)
         return True
-
-    def _wait_no_longer(self, waiting: WaitingTurn) -> None:
-        """The first block that is still pending ends the hit."""
-        waiting.alarm = None
-        waiting.wait_for_no_block(self._clock())
-        if self._queue.end_block_wait(waiting):
-            self._queue_for_engines(waiting)
-            self._go_on()
-
-    def _wake(self, keys: Iterable[BlockKey]) -> None:
-        """These blocks may be made by nobody any more, or be stored: whoever waits for them looks again."""
-        for waiting in self._queue.waiting_for(keys):
-            key = waiting.pending_key
-            if key is None or self._index.is_pending(key):
-                continue
-            self._queue.end_block_wait(waiting)
-            if not self._waits_for_block(waiting):
-                waiting.wait_for_no_block(self._clock())
-                self._queue_for_engines(waiting)
 
     def _queue_for_engines(self, waiting: WaitingTurn) -> None:
         """It waits for a prefill engine now, in the place that its time of arrival gives it."""
         waiting.pair = None
         request, hit_tokens = waiting.request, len(waiting.hit) * self._block_tokens
-        work = PromptWork.of(hit_tokens, request.prompt_tokens - hit_tokens)
         memory_node, num_kept = self._ahead.best_memory(waiting.hit.keys)
         self._placement.submit(
             QueuedTurn(
@@ -535,8 +472,8 @@ class Scheduler:
                 prompt_tokens=request.prompt_tokens,
                 hit_tokens=hit_tokens,
                 output_tokens=request.max_output_tokens,
-                estimate_s=self._estimate.predict_s(work),
-                remaining_s=float(request.remaining_tokens or 0),
+                estimate_s=self._times.predict_s(_work(request, hit_tokens)),
+                remaining_tokens=request.remaining_tokens or 0,
                 memory_node=memory_node,
                 memory_tokens=num_kept * self._block_tokens,
                 trajectory_group=request.group_id,
@@ -575,9 +512,11 @@ class Scheduler:
         self._buffer_waits += placement.waited.buffer_wait > 0
         self._buffer_wait_s += placement.waited.buffer_wait
         loan = self._loans.lend(placement, request.keys[len(hit) :])
-        self._index.expect(loan.new_keys, placement.weights_id)
+        self._expected.expect(loan.new_keys, placement.weights_id)
         self._index.pin(loan.segments)
         self._reads.begin(pair, plan, now_s)
+        work = _work(request, placement.hit_tokens)
+        self._times.begin(placement.prefill_engine, request.request_id, work)
         self._queue.leave(request.request_id)
         waiting.answer.set_result(placement)
         return True
@@ -585,12 +524,12 @@ class Scheduler:
     def _num_worth_loading(self, waiting: WaitingTurn, pair: EnginePair, now_s: float) -> int:
         """Blocks of the hit to load, where both times are known: the others are computed sooner."""
         hit = waiting.hit
-        if not len(hit) or self._speeds.prefill_forward is None or not self._reads.knows_rates:
+        if not len(hit) or not self._times.knows or not self._reads.knows_rates:
             return len(hit)
-        return blocks_to_load(
+        return self._times.blocks_to_load(
+            pair.prefill.engine_id,
             len(hit),
             waiting.request.prompt_tokens,
-            self._estimate,
             self._reads.sides(pair, hit.record_bytes, now_s),
             block_bytes=hit.record_bytes,
             block_tokens=self._block_tokens,
@@ -599,6 +538,7 @@ class Scheduler:
     def _leave(self, waiting: WaitingTurn) -> None:
         """It waits no more, wherever it is."""
         self._queue.leave(waiting.request_id)
+        self._block_waits.end(waiting)
         nodes = self._slot_queue.leave(waiting.request_id)
         self._placement.withdraw(waiting.request_id)
         if not self._paused:
@@ -614,6 +554,7 @@ class Scheduler:
     def _end_prefill(self, loan: Loan, moved: Sequence[MovedBlock] = ()) -> None:
         loan.prefilling = False
         self._placement.prefilled(loan.placement.request_id)
+        self._times.end(loan.placement.prefill_engine, loan.placement.request_id)
         self._reads.end(loan.placement.request_id, moved)
         self._index.unpin(loan.segments)
 
@@ -624,9 +565,7 @@ class Scheduler:
             if waiting is not None:
                 self._slot_queue.leave(request_id)
                 self._queue_for_engines(waiting)
-        keys = self._expected.take_from(engine_id)
-        self._index.cancel(keys)
-        self._wake(keys)
+        self._block_waits.wake(self._expected.forget_engine(engine_id))
         for loan in self._loans.with_decode_engine(engine_id):
             if loan.finished:
                 self._forget_new_keys(loan)
@@ -637,45 +576,24 @@ class Scheduler:
 
     def _num_at_work(self) -> int:
         """Placed turns, but for those that only an absent decode engine still holds."""
-        left = (loan for engine_id in self._out for loan in self._loans.with_decode_engine(engine_id))
+        left = (
+            loan for engine_id in self._absent.engines for loan in self._loans.with_decode_engine(engine_id)
+        )
         return len(self._loans) - sum(loan.finished for loan in left)
-
-    def _told_absent(self) -> str:
-        return f"; no answer from {', '.join(sorted(self._absent))}" if self._absent else ""
 
     def _forget_new_keys(self, loan: Loan) -> None:
         """Nobody will announce what became of the blocks the turn was to make."""
         keys, loan.new_keys = loan.new_keys, ()
-        self._index.cancel(keys)
-        self._wake(keys)
+        self._expected.forget(keys)
+        self._block_waits.wake(keys)
 
     def _keep_store(self, written: Collection[str]) -> None:
         """Blocks were announced in these segments, or weights have changed: there may be too much now."""
         if self._keeper is not None:
             self._keeper.make_room(written, self._weights.weights_id)
 
-    def _open_cluster(self, layout: BlockLayout) -> _Cluster:
-        read_limit_tokens = sys.maxsize
-        snic_bytes_per_s = self._speeds.snic_bytes_per_s
-        if snic_bytes_per_s is not None:
-            # The limit is meant in seconds of the profiled device, as the attention quota is.
-            read_limit_tokens = self._config.read_queue_limit_tokens(
-                snic_bytes_per_s / self._speeds.time_scale, layout.full_block_bytes / layout.block_tokens
-            )
-        if self._config.decision_log is not None:
-            self._decisions = open(self._config.decision_log, "wb")  # noqa: SIM115 - closed by close()
-        placement = open_placement(
-            self._config,
-            load_limit_tokens=self._load_limit_tokens,
-            read_queue_limit_tokens=read_limit_tokens,
-            log=self._decisions,
-        )
-        reads = ReadPlanner(self._config, placement, layout, snic_bytes_per_s)
-        mover = ReadMover(self._config, self._loans, reads, self._slot_queue)
-        return _Cluster(layout, placement, reads, mover)
-
     @property
-    def _cluster_parts(self) -> _Cluster:
+    def _cluster_parts(self) -> KnownCluster:
         assert self._cluster is not None, "no node has registered"
         return self._cluster
 
@@ -708,11 +626,6 @@ class Scheduler:
                 await self._changed.wait()
 
 
-@dataclass(frozen=True, slots=True)
-class _Cluster:
-    """What there is once the first node has told the block layout."""
-
-    layout: BlockLayout
-    placement: ClusterPlacement
-    reads: ReadPlanner
-    mover: ReadMover
+def _work(request: TurnRequest, hit_tokens: int) -> PromptWork:
+    """What its prefill engine computes."""
+    return PromptWork.of(hit_tokens, request.prompt_tokens - hit_tokens)

@@ -1,13 +1,13 @@
 """The turns that wait for a place: their callers' answers, what each waits for, and where the time went.
 
 It does not know who can be placed, and in what order (engines.scheduling does): a turn here waits for blocks
-that others make, or for its engines and slots.
+that others make (engines.block_waits), or for its engines and slots.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engines.errors import PlacementTimeout, RequestRefused
@@ -62,6 +62,10 @@ class WaitingTurn:
         """It waits for no block any more, nor ever again."""
         if self.pending_until_s is None:
             self.pending_until_s = now_s
+        self.silence()
+
+    def silence(self) -> None:
+        """Nothing ends its waiting for blocks any more."""
         if self.alarm is not None:
             self.alarm.cancel()
             self.alarm = None
@@ -90,7 +94,6 @@ class TurnQueue:
 
     def __init__(self) -> None:
         self._waiting: dict[RequestId, WaitingTurn] = {}
-        self._for_block: dict[BlockKey, dict[RequestId, WaitingTurn]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -104,37 +107,9 @@ class TurnQueue:
         self._waiting[request.request_id] = waiting
         return waiting
 
-    def leave(self, request_id: RequestId) -> bool:
-        """The turn waits no more; whether it did."""
-        waiting = self._waiting.pop(request_id, None)
-        if waiting is None:
-            return False
-        self.end_block_wait(waiting)
-        if waiting.alarm is not None:
-            waiting.alarm.cancel()
-        return True
-
-    def begin_block_wait(self, waiting: WaitingTurn, key: BlockKey, now_s: float) -> bool:
-        """The turn waits for a block; whether that is the first that it ever waits for."""
-        self._for_block.setdefault(key, {})[waiting.request_id] = waiting
-        return waiting.wait_for_block(key, now_s)
-
-    def end_block_wait(self, waiting: WaitingTurn) -> bool:
-        """The turn waits for this block no more; whether it waited for one."""
-        key, waiting.pending_key = waiting.pending_key, None
-        if key is None:
-            return False
-        others = self._for_block[key]
-        del others[waiting.request_id]
-        if not others:
-            del self._for_block[key]
-        return True
-
-    def waiting_for(self, keys: Iterable[BlockKey]) -> list[WaitingTurn]:
-        """Who waits for any of these blocks."""
-        if not self._for_block:
-            return []
-        return [turn for key in keys for turn in self._for_block.get(key, {}).values()]
+    def leave(self, request_id: RequestId) -> None:
+        """The turn waits no more. Idempotent."""
+        self._waiting.pop(request_id, None)
 
     def take_back(self, request_id: RequestId) -> None:
         """A turn that still waits is not wanted any more."""
@@ -142,9 +117,8 @@ class TurnQueue:
         if waiting is not None and not waiting.answer.done():
             waiting.answer.set_exception(PlacementTimeout(f"{request_id} was taken back"))
 
-    def refuse_all(self, reason: Callable[[TurnRequest], RequestRefused]) -> list[RequestId]:
-        """Nobody who waits will get a place; who that is."""
+    def refuse_all(self, reason: Callable[[TurnRequest], RequestRefused]) -> None:
+        """Nobody who waits will get a place."""
         for waiting in self._waiting.values():
             if not waiting.answer.done():
                 waiting.answer.set_exception(reason(waiting.request))
-        return list(self._waiting)

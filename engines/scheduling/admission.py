@@ -13,8 +13,9 @@ values are tried, not every k.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from engines.scheduling.estimate import PromptWork, TimeEstimate
+from engines.scheduling.estimate import PromptWork
 from engines.scheduling.read_sides import SideLoad
 
 
@@ -36,7 +37,7 @@ def load_s(num_blocks: int, block_bytes: int, sides: tuple[SideLoad, ...]) -> fl
 def blocks_to_load(
     hit_blocks: int,
     prompt_tokens: int,
-    estimate: TimeEstimate,
+    predict_s: Callable[[PromptWork], float],
     sides: tuple[SideLoad, ...],
     *,
     block_bytes: int,
@@ -45,13 +46,14 @@ def blocks_to_load(
 ) -> int:
     """Leading hit blocks to load, the others are computed; the more of them where it makes no difference.
 
-    `sides` are the nodes that may read them, `engine_busy_s` is the work before it on its prefill engine.
+    `predict_s` tells the time of a forward. `sides` are the nodes that may read them, `engine_busy_s` is the
+    work before it on its prefill engine.
     """
 
     def first_token_s(num_blocks: int) -> float:
         cached_tokens = num_blocks * block_tokens
         work = PromptWork.of(cached_tokens, prompt_tokens - cached_tokens)
-        return max(load_s(num_blocks, block_bytes, sides), engine_busy_s) + estimate.predict_s(work)
+        return max(load_s(num_blocks, block_bytes, sides), engine_busy_s) + predict_s(work)
 
     tried = sorted(_bends(hit_blocks, block_bytes, sides, engine_busy_s), reverse=True)
     return min(tried, key=first_token_s)

@@ -53,6 +53,13 @@ class PromptWork:
         return (1.0, float(self.new_tokens), self.pairs, float(self.kv_tokens))
 
 
+def predict_s(coefficients: Sequence[float], work: PromptWork) -> float:
+    """Seconds of one forward over `work`; 0 for no prompts. It never falls as tokens are added."""
+    if not work.kv_tokens:
+        return 0.0
+    return sum(a * b for a, b in zip(coefficients, work.terms(), strict=True))
+
+
 class TimeEstimate:
     """Predicts and learns one kind of time: a layer's attention, or a whole forward."""
 
@@ -93,10 +100,8 @@ class TimeEstimate:
         return self._mean_error / self._error_weight if self._error_weight else 0.0
 
     def predict_s(self, work: PromptWork) -> float:
-        """Seconds of one forward over `work`; 0 for no prompts. It never falls as tokens are added."""
-        if not work.kv_tokens:
-            return 0.0
-        return sum(a * b for a, b in zip(self._coefficients, work.terms(), strict=True))
+        """Seconds of one forward over `work`, as learnt so far."""
+        return predict_s(self._coefficients, work)
 
     def observe(self, work: PromptWork, measured_s: float) -> None:
         """A forward over `work` took so long. Times that are not above 0 are not times and teach nothing."""

@@ -74,7 +74,9 @@ class LongestFirst:
         self._turns: list[tuple[float, float, RequestId, QueuedTurn]] = []
 
     def push(self, turn: QueuedTurn) -> None:
-        insort(self._turns, (-turn.remaining_s, turn.arrived_s, turn.request_id, turn), key=lambda e: e[:3])
+        insort(
+            self._turns, (-turn.remaining_tokens, turn.arrived_s, turn.request_id, turn), key=lambda e: e[:3]
+        )
 
     def remove(self, request_id: RequestId) -> None:
         self._turns = [entry for entry in self._turns if entry[2] != request_id]
@@ -90,4 +92,4 @@ def _group_of(turn: QueuedTurn) -> str:
 
 def _rank(name: str, group: LongestFirst) -> tuple[float, float, str]:
     assert group.first is not None
-    return (-group.first.remaining_s, group.first.arrived_s, name)
+    return (-group.first.remaining_tokens, group.first.arrived_s, name)

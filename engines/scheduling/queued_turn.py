@@ -21,8 +21,8 @@ class QueuedTurn:
     """Most it may generate; what it will generate, where that is known."""
     estimate_s: float = 0.0
     """Predicted time of its own prefill."""
-    remaining_s: float = 0.0
-    """Predicted time until its trajectory ends."""
+    remaining_tokens: int = 0
+    """Its trajectory will still append and generate, this turn's included."""
     memory_node: NodeId | None = None
     """The prefill node that keeps most of the hit in its memory, where that counts."""
     memory_tokens: int = 0

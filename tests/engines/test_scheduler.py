@@ -532,8 +532,11 @@ def test_a_turn_gives_back_no_slots_but_its_own_and_each_once() -> None:
     on_a_bench(play)
 
 
+@pytest.mark.parametrize("resolved", [False, True])
 @pytest.mark.parametrize("handed_over", [False, True])
-def test_slots_somebody_may_still_write_to_are_set_aside(handed_over: bool) -> None:
+def test_slots_somebody_may_still_write_to_are_set_aside_until_he_does_not(
+    handed_over: bool, resolved: bool
+) -> None:
     async def play(bench: Bench) -> None:
         await bench.store(keys_of(0, 8))
         placement = await bench.place(turn("t", 16))
@@ -543,8 +546,12 @@ def test_slots_somebody_may_still_write_to_are_set_aside(handed_over: bool) -> N
         await bench.scheduler.finish(placement.request_id, resolved=False)
         await bench.scheduler.finish(placement.request_id)
         await bench.scheduler.release_slots(placement.request_id, placement.decode_slots)
+        if resolved:
+            await bench.scheduler.resolve(placement.request_id)
+            await bench.scheduler.resolve(placement.request_id)
 
-    on_a_bench(play, quarantined=4 if handed_over else 6)
+    aside = 4 if handed_over else 6
+    on_a_bench(play, quarantined=0 if resolved else aside)
 
 
 def test_lost_blocks_are_counted_once_and_are_hits_no_more() -> None:

@@ -115,8 +115,7 @@ def test_a_turn_that_waits_for_slots_of_an_engine_that_goes_gets_another() -> No
         waiting = bench.submit(turn("waiting", 42, conversation=1))
         blocked = await bench.place(turn("blocked", 1, conversation=2))
         await settle()
-        for engine in ("prefill-a", "prefill-b"):
-            await bench.scheduler.remove_engine(EngineId(engine))
+        await bench.scheduler.set_absent(frozenset(("prefill-a", "prefill-b")))
         await bench.scheduler.finish(first.request_id)
         placement = await asyncio.wait_for(waiting, 5)
         assert (gone, placement.prefill_node) == ("prefill-a", PREFILL_1)
@@ -128,8 +127,7 @@ def test_a_turn_that_waits_for_slots_of_an_engine_that_goes_gets_another() -> No
 
 def test_without_engines_turns_wait_until_one_comes() -> None:
     async def play(bench: Bench) -> None:
-        for engine in ("prefill-a", "prefill-b"):
-            await bench.scheduler.remove_engine(EngineId(engine))
+        await bench.scheduler.set_absent(frozenset(("prefill-a", "prefill-b")))
         waiting = bench.submit(turn("t", 4))
         await settle()
         assert not waiting.done()

@@ -20,7 +20,7 @@ PER_TOKEN = estimate(0.0, 1.0, 0.0, 0.0)
 
 
 def loaded(hit: int, *sides: SideLoad, busy_s: float = 0.0, guess: TimeEstimate = PER_TOKEN) -> int:
-    return blocks_to_load(hit, hit * BLOCK_TOKENS + 2, guess, sides, block_bytes=BLOCK_BYTES,
+    return blocks_to_load(hit, hit * BLOCK_TOKENS + 2, guess.predict_s, sides, block_bytes=BLOCK_BYTES,
                           block_tokens=BLOCK_TOKENS, engine_busy_s=busy_s)  # fmt: skip
 
 

@@ -73,26 +73,24 @@ def test_similar_takes_an_aged_turn_before_a_nearer_one() -> None:
 
 def test_the_group_with_most_work_left_goes_first_and_stays_together() -> None:
     turns = [
-        turn("x1", trajectory_group="x", remaining_s=3.0),
-        turn("y1", trajectory_group="y", remaining_s=9.0),
-        turn("alone", remaining_s=5.0),
-        turn("y2", trajectory_group="y", remaining_s=1.0),
-        turn("x2", trajectory_group="x", remaining_s=6.0),
+        turn("x1", trajectory_group="x", remaining_tokens=3),
+        turn("y1", trajectory_group="y", remaining_tokens=9),
+        turn("alone", remaining_tokens=5),
+        turn("y2", trajectory_group="y", remaining_tokens=1),
+        turn("x2", trajectory_group="x", remaining_tokens=6),
     ]
     assert fetch(queue("longest_remaining", turns), 9) == ["y1", "y2", "x2", "x1", "alone"]
 
 
 def test_a_new_fetch_begins_with_the_longest_again() -> None:
-    turns = [
-        turn(n, trajectory_group=n[0], remaining_s=s) for n, s in (("a1", 9.0), ("a2", 1.0), ("b1", 5.0))
-    ]
+    turns = [turn(n, trajectory_group=n[0], remaining_tokens=s) for n, s in (("a1", 9), ("a2", 1), ("b1", 5))]
     order = queue("longest_remaining", turns)
     assert fetch(order, 1) == ["a1"]
     assert fetch(order, 9) == ["b1", "a2"]
 
 
 def test_longest_remaining_takes_an_aged_turn_first() -> None:
-    turns = [turn("short", remaining_s=1.0), turn("long", arrived_s=5.0, remaining_s=9.0)]
+    turns = [turn("short", remaining_tokens=1), turn("long", arrived_s=5.0, remaining_tokens=9)]
     assert fetch(queue("longest_remaining", turns, aging_s=10.0), 1, now_s=9.0) == ["long"]
     assert fetch(queue("longest_remaining", turns, aging_s=10.0), 1, now_s=10.0) == ["short"]
 
@@ -105,8 +103,13 @@ def test_no_turn_that_has_aged_is_passed_by_one_that_came_later(name: str, seed:
     order, waiting, number = queue(name, [], aging_s), dict[str, float](), 0
     for step in range(60):
         for _ in range(rng.randrange(0, 2 * batch) if step < 30 else 0):
-            one = turn(f"t{number}", arrived_s=float(step), estimate_s=rng.choice([1, 2, 50]),
-                       remaining_s=rng.random(), trajectory_group=rng.choice(["", "g", "h"]))  # fmt: skip
+            one = turn(
+                f"t{number}",
+                arrived_s=float(step),
+                estimate_s=rng.choice([1, 2, 50]),
+                remaining_tokens=rng.randrange(99),
+                trajectory_group=rng.choice(["", "g", "h"]),
+            )
             number += 1
             order.push(one)
             waiting[one.request_id] = one.arrived_s
@@ -119,16 +122,16 @@ def test_no_turn_that_has_aged_is_passed_by_one_that_came_later(name: str, seed:
 @pytest.mark.parametrize("name", ORDERS)
 @given(
     st.lists(
-        st.tuples(st.floats(0, 9), st.floats(0, 9), st.sampled_from(["", "g", "h"]), st.booleans()),
+        st.tuples(st.floats(0, 9), st.integers(0, 9), st.sampled_from(["", "g", "h"]), st.booleans()),
         max_size=30,
     ),
     st.integers(1, 5),
 )
 def test_every_turn_is_taken_once_unless_it_was_removed(
-    name: str, made: list[tuple[float, float, str, bool]], batch: int
+    name: str, made: list[tuple[float, int, str, bool]], batch: int
 ) -> None:
     turns = [
-        turn(f"t{i}", arrived_s=a, estimate_s=e, remaining_s=e, trajectory_group=g)
+        turn(f"t{i}", arrived_s=a, estimate_s=e, remaining_tokens=e, trajectory_group=g)
         for i, (a, e, g, _) in enumerate(made)
     ]
     order = queue(name, turns)
