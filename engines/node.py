@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ import numpy.typing as npt
 from engines.cluster_config import ClusterConfig
 from engines.node_reads import NodeReads, ReadRules
 from engines.peers import SchedulerPeer
-from engines.snic_windows import SnicWindows
 from engines.timeline import Lanes, Span, Timeline
 from engines.types import (
     AnnouncedBlock,
@@ -112,11 +110,10 @@ class NodeAgent:
         self._staging = staging
         self._server = server or SharedMemoryServer()
         self._region = self._server.register(staging)
-        self._windows = SnicWindows()
         self._scheduler: SchedulerPeer
         self._timeline = Timeline(node_id)
         self._write_lanes = Lanes("snic write")
-        self._reads = NodeReads(node_id, self._store, staging, rules, self._windows, self._timeline)
+        self._reads = NodeReads(node_id, self._store, staging, rules, self._timeline)
         self._threads = ThreadPoolExecutor(_PARALLEL_WRITES, thread_name_prefix=f"{node_id}-io")
         self._written_bytes = 0
 
@@ -175,7 +172,6 @@ class NodeAgent:
             locations = await self._in_thread(self._store.write, writes, deadline_s)
         num_stored = sum(location is not None for location in locations)
         self._written_bytes += num_stored * self._layout.full_block_bytes
-        self._windows.add(time.time(), written_bytes=num_stored * self._layout.full_block_bytes)
         return tuple(locations)
 
     async def put(self, made: MadeBlocks, weights_id: WeightsId) -> int:
@@ -214,10 +210,6 @@ class NodeAgent:
             moved_to_prefill=self._reads.moved_bytes[ReadSide.PREFILL],
             moved_to_decode=self._reads.moved_bytes[ReadSide.DECODE],
         )
-
-    async def snic_windows(self) -> tuple[tuple[int, int, int], ...]:
-        """(unix second, bytes read, bytes written) of the last seconds in which anything moved."""
-        return self._windows.as_tuples()
 
     async def bad_reads(self) -> dict[str, int]:
         """Blocks that could not be read, by reason."""

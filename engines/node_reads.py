@@ -24,7 +24,6 @@ from engines.peers import SchedulerPeer
 from engines.read_queue import Chunk, ReadQueue, carried_out, chunks_of
 from engines.read_reporter import ReadReporter
 from engines.slot_contents import SlotContents
-from engines.snic_windows import SnicWindows
 from engines.timeline import Lanes, Timeline
 from engines.types import (
     BlockLoad,
@@ -78,6 +77,8 @@ class _Load:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     io_end_s: float | None = None
     timer: asyncio.TimerHandle | None = None
+    is_unwanted: bool = False
+    """Nobody will ask for its rest."""
 
     @property
     def is_over(self) -> bool:
@@ -97,7 +98,6 @@ class NodeReads:
         store: BlockStore,
         staging: StagingMemory,
         rules: ReadRules,
-        windows: SnicWindows,
         timeline: Timeline,
     ) -> None:
         self._node_id = node_id
@@ -106,7 +106,6 @@ class NodeReads:
         self._store = store
         self._staging = staging
         self._rules = rules
-        self._windows = windows
         self._contents = SlotContents(staging)
         self._queue = ReadQueue(rules.chunk_bytes, rules.depth)
         self._loads: dict[LoadId, _Load] = {}
@@ -252,18 +251,24 @@ class NodeReads:
                 self.bad_reads[result.status.value] += 1
         if load.is_over:
             load.news.set()
+            if load.is_unwanted:
+                self._forget(load_id)
 
     def _forget(self, load_id: LoadId) -> None:
-        load = self._loads[load_id]
-        if load.is_over:
-            del self._loads[load_id]
-        if load.timer is not None:
+        load = self._loads.pop(load_id, None)
+        if load is not None and load.timer is not None:
             load.timer.cancel()
 
     def _time_is_over(self, load_id: LoadId) -> None:
         self._expire(load_id)
         later = asyncio.get_running_loop().call_later
-        self._loads[load_id].timer = later(_FORGET_S, self._forget, load_id)
+        self._loads[load_id].timer = later(_FORGET_S, self._nobody_asks, load_id)
+
+    def _nobody_asks(self, load_id: LoadId) -> None:
+        """Whoever was to ask for the load's rest has gone: it is forgotten as soon as its reads have ended."""
+        self._loads[load_id].is_unwanted = True
+        if self._loads[load_id].is_over:
+            self._forget(load_id)
 
     def _expire(self, load_id: LoadId) -> None:
         """Begin no more of the load. What is in flight ends by its own deadline, which is now."""
@@ -342,7 +347,6 @@ class NodeReads:
                 late[one.slot] = result.settled
         if late:
             self._late.watch(late)
-        self._windows.add(time.time(), read_bytes=_num_arrived(results) * self._block_bytes)
         # What tells a late read's end stays here: it does not travel between processes.
         return [result if result.settled is None else BlockReadResult(result.status) for result in results]
 

@@ -37,9 +37,6 @@ class OracleNode(NodeAgent):
     async def moved(self) -> NodeBytes:
         return NodeBytes()
 
-    async def snic_windows(self) -> tuple[tuple[int, int, int], ...]:
-        return ()
-
     async def storage_traffic(self) -> dict[str, int]:
         return dict.fromkeys(await super().storage_traffic(), 0)
 

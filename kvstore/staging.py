@@ -83,11 +83,6 @@ class StagingMemory:
         start = self.offset(slot_id)
         return self.buffer[start : start + self.layout.slot_bytes]
 
-    def layer_block(self, slot_id: int, layer: int) -> Bytes:
-        """The bytes of one layer of the block in `slot_id`."""
-        start = self.offset(slot_id, layer)
-        return self.buffer[start : start + self.layout.layer_block_bytes]
-
     def tokens(self, slot_id: int, layer: int, start: int, stop: int) -> Bytes:
         """The bytes of tokens [start, stop) of one layer of the block in `slot_id`."""
         assert start <= stop, (start, stop)

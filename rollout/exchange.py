@@ -46,10 +46,6 @@ class Line:
         self._exchanges: set[asyncio.Task[None]] = set()
         self._flush_is_due = False
 
-    @property
-    def num_unanswered(self) -> int:
-        return len(self._answers)
-
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
         """The call's answer, or what it raised. Raises at once what pickling the arguments raises."""
         loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
 """Engines of one role that fetch together, and what each of them has been given and has not finished.
 
 Bookkeeping in arrays, one row per engine, so that a choice among hundreds is a few vector operations. It does
-not choose. Rows are in order of engine id: the first of equals is the smallest id, and the leader, the one
-engine of a group that talks to the scheduler (DualPath, arXiv 2602.21548, section 6.1), is row 0.
+not choose. Rows are in order of engine id, so the first of equals is the smallest id. In DualPath (arXiv
+2602.21548, section 6.1) one engine of a group fetches for all; here the scheduler has each group fetch.
 """
 
 from __future__ import annotations
@@ -45,11 +45,6 @@ class EngineGroup:
 
     def __len__(self) -> int:
         return len(self.engine_ids)
-
-    @property
-    def leader(self) -> EngineId:
-        """Who fetches and reports for the group; when it leaves, the next one does."""
-        return self.engine_ids[0]
 
     def row_of(self, engine_id: EngineId) -> int:
         return self._rows[engine_id]

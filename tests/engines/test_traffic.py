@@ -93,7 +93,7 @@ READERS = {
 }
 COPIER = "kvstore.pieces"
 """Whoever imports it copies bytes."""
-VIEWS = {"slot", "layer_block", "tokens", "buffer"}
+VIEWS = {"slot", "tokens", "buffer"}
 
 
 def strays(source: str, name: str) -> list[str]:
@@ -148,7 +148,7 @@ def test_no_module_but_the_traffic_manager_moves_bytes(path: Path) -> None:
         "self._store.read(reads, 1.0)",
         "staging.slot(3)[:] = block",
         "self._traffic.staging.slot(3)[8:16] = block",
-        "np.copyto(staging.layer_block(3, 1), block)",
+        "np.copyto(staging.tokens(3, 1, 0, 4), block)",
         "torch.from_numpy(self._staging.buffer)",
         "view = staging.tokens(3, 1, 0, 8)",
         "staging.slot(3).fill(0)",

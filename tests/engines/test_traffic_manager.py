@@ -45,7 +45,7 @@ def traffic(own: StagingMemory) -> Iterator[TrafficManager]:
 
 
 def tokens_of(memory: StagingMemory, slot: int, layer: int) -> list[list[int]]:
-    rows: list[list[int]] = memory.layer_block(slot, layer).reshape(4, 11).tolist()
+    rows: list[list[int]] = memory.tokens(slot, layer, 0, 4).reshape(4, 11).tolist()
     return rows
 
 
@@ -87,7 +87,7 @@ def test_a_bit_that_is_wrong_in_any_fetched_block_and_layer_is_seen_there_and_in
     slots = [3, 6, 0, 1, 5]
     runs = [range(3), range(4, 5)]
     remote = RemoteBlocks.of(LAYOUT, other.handle.region(), runs, slots, sums_of(other, slots))
-    other.layer_block(slots[block], layer)[43] ^= 1
+    other.tokens(slots[block], layer, 0, 4)[43] ^= 1
     buffer = torch.zeros((24, 11), dtype=torch.uint8)
     for reading in range(3):
         if reading != layer:

@@ -23,6 +23,7 @@ from engines.types import (
     EngineId,
     MovedBlock,
     MoveOrder,
+    NodeBytes,
     NodeId,
     PhaseSeconds,
     Placement,
@@ -362,13 +363,12 @@ def test_a_node_says_so_when_it_knows_of_no_such_load(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_node_keeps_its_storage_traffic_second_by_second(tmp_path: Path) -> None:
+def test_a_node_counts_what_it_has_read_and_how_long_that_took(tmp_path: Path) -> None:
     async def run() -> None:
         async with open_pair(tmp_path) as pair:
             await pair.reads.load(pair.placement(5))
-            windows = await pair.agents[PREFILL].snic_windows()
-            assert sum(read for _, read, _ in windows) == 5 * SMALL.full_block_bytes
-            assert sum(written for _, _, written in windows) == 0
+            moved = await pair.agents[PREFILL].moved()
+            assert moved == NodeBytes(read_prefill_side=5 * SMALL.full_block_bytes)
             figures = await pair.agents[PREFILL].figures()
             assert figures["read_queue_bytes"] == 0
             assert figures["read_busy_s"] > 0

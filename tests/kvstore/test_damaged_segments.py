@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.block_record import record_header_bytes
@@ -268,7 +268,6 @@ def kept_damaged(whole, tmp_path_factory):
         yield warmed(Damaged(directory, store, whole[1]))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, FILE_BYTES - 1), st.integers(0, 7)), min_size=1, max_size=4),
     st.integers(0, FILE_BYTES),

@@ -166,5 +166,5 @@ class TierWalk(RuleBasedStateMachine):
         assert self.tier.num_users == len(self.uses)
 
 
-TierWalk.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TierWalk.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 test_the_tier_keeps_its_books_on_any_walk = TierWalk.TestCase

@@ -519,5 +519,5 @@ class IndexWalk(RuleBasedStateMachine):
         return number not in self.stored and number not in self.pending
 
 
-IndexWalk.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+IndexWalk.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 test_the_index_agrees_with_plain_dicts_on_any_walk = IndexWalk.TestCase

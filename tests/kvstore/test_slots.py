@@ -90,5 +90,5 @@ class SlotWalk(RuleBasedStateMachine):
         assert self.pool.num_free == 8 - len(self.taken) - len(self.quarantined)
 
 
-SlotWalk.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+SlotWalk.TestCase.settings = settings(max_examples=50, stateful_step_count=30)
 test_slots_keep_their_books_on_any_walk = SlotWalk.TestCase

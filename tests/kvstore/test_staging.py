@@ -47,7 +47,7 @@ def test_slots_lie_on_pages_and_do_not_overlap(name):
 def test_layer_blocks_and_token_runs_are_windows_into_their_slot(memory):
     slot = memory.slot(2)
     slot[:] = random_block(SMALL, seed=1)
-    layer_blocks = [memory.layer_block(2, layer) for layer in range(SMALL.num_layers)]
+    layer_blocks = [memory.tokens(2, layer, 0, SMALL.block_tokens) for layer in range(SMALL.num_layers)]
     assert np.array_equal(np.concatenate(layer_blocks), slot[: SMALL.full_block_bytes])
     run = memory.tokens(2, 1, 3, 5)
     assert np.array_equal(run, layer_blocks[1][3 * SMALL.token_bytes : 5 * SMALL.token_bytes])

@@ -225,5 +225,5 @@ class StoreWalk(RuleBasedStateMachine):
         assert all((self.directory / name).exists() for name in self.sides[self.holder].pinned)
 
 
-StoreWalk.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+StoreWalk.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 test_two_processes_in_one_directory_agree_with_the_model_on_any_walk = StoreWalk.TestCase

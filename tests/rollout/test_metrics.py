@@ -195,7 +195,7 @@ def test_job_series_carry_the_jobs_figures():
     assert "job/seed" not in found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(trajectories(), min_size=1, max_size=5), st.lists(trajectories(), max_size=3))
 def test_parts_always_sum_to_the_whole(first, second):
     steps = [summarise_step(first, 0, 0, KV), summarise_step(second, 1, 1, KV)]
@@ -209,7 +209,7 @@ def test_parts_always_sum_to_the_whole(first, second):
         assert set(figures["jct_breakdown"]) == set(PHASES)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(trajectories(), min_size=1, max_size=4))
 def test_the_mean_breakdown_sums_to_the_mean_duration(some):
     figures = summarise_step(some, 0, 0, KV).figures()

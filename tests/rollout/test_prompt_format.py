@@ -94,7 +94,7 @@ FORMATS = {name: ChatFormat(dialect.tokenizer) for name, dialect in DIALECTS.ite
 
 
 @pytest.mark.parametrize("name", list(DIALECTS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(question=texts, turns=rounds)
 def test_a_context_grown_turn_by_turn_is_what_the_template_renders(
     name: str, question: str, turns: list[tuple[str, str, bool]]

@@ -50,19 +50,19 @@ def typecodes(segment: Segment) -> str:
     return "".join(a.typecode for a in arrays)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(trajectories(), max_size=4), st.integers(0, 10**6))
 def test_any_trajectories_come_back_equal_from_a_table(some, step):
     assert list(from_table(to_table(step, some))) == [(step, t) for t in some]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trajectories())
 def test_any_trajectory_survives_pickling(one):
     assert pickle.loads(pickle.dumps(one)) == one
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(some=st.lists(trajectories(), min_size=1, max_size=4))
 def test_any_trajectories_come_back_equal_from_the_file(tmp_path_factory, some):
     path = tmp_path_factory.mktemp("run") / "trajectories.parquet"

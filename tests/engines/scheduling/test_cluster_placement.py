@@ -1,4 +1,4 @@
-"""Groups, leaders, rendezvous: how prefill and decode engines of one turn come together."""
+"""Groups, rendezvous: how prefill and decode engines of one turn come together."""
 
 from __future__ import annotations
 
@@ -22,13 +22,6 @@ def test_engines_of_a_node_are_in_one_group_and_a_group_has_so_many_nodes() -> N
 def test_without_a_number_all_nodes_of_a_role_are_one_group() -> None:
     placement = cluster(prefill=3, decode=2)
     assert [len(placement.groups(role)) for role in EngineRole] == [1, 1]
-
-
-def test_the_first_engine_leads_and_the_next_one_when_it_is_gone() -> None:
-    placement = cluster()
-    assert prefill_group(placement).leader == "p0-0"
-    placement.remove_engine(EngineId("p0-0"))
-    assert prefill_group(placement).leader == "p1-0"
 
 
 def test_an_engine_cannot_join_twice() -> None:
