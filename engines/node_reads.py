@@ -265,7 +265,7 @@ class NodeReads:
         self._loads[load_id].timer = later(_FORGET_S, self._nobody_asks, load_id)
 
     def _nobody_asks(self, load_id: LoadId) -> None:
-        """Whoever was to ask for the load's rest has gone: it is forgotten as soon as its reads have ended."""
+        """Whoever was to ask for its rest has gone: the load is forgotten as soon as its reads have ended."""
         self._loads[load_id].is_unwanted = True
         if self._loads[load_id].is_over:
             self._forget(load_id)
