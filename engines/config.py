@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engines.bounds import require_above, require_at_least
+from engines.scheduling.read_sides import ReadPlanName
 from engines.scheduling.settings import SchedulingSettings
 
-ReadPlanName = Literal["basic", "dual", "split", "alternate"]
 ABORT_SLACK_S = 5.0
 """For the messages to and fro."""
 

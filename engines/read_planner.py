@@ -83,14 +83,15 @@ class ReadPlanner:
         self, pair: EnginePair, hit: IndexedBlocks, in_dram: set[BlockKey], now_s: float
     ) -> tuple[ReadRange, ...]:
         """Where the hit would be read now; it counts once the turn is placed."""
-        name = self._config.read_plan
-        if name == "basic" or not len(hit):
-            return read_plan.basic(hit, in_dram)
-        if name == "alternate":
-            return read_sides.alternate(hit, self._num_planned, in_dram=in_dram)
-        choose = read_sides.dual if name == "dual" else read_sides.split
-        prefill, decode = self.loads(pair, hit.record_bytes, now_s)
-        return choose(hit, prefill, decode, tie=self._tie, in_dram=in_dram)
+        share = read_sides.blocks_on_prefill(
+            self._config.read_plan,
+            sum(key not in in_dram for key in hit.keys) if in_dram else len(hit),
+            hit.record_bytes,
+            lambda: self.loads(pair, hit.record_bytes, now_s),
+            num_planned=self._num_planned,
+            tie=self._tie,
+        )
+        return read_plan.ranges_of(hit, share, in_dram)
 
     def loads(self, pair: EnginePair, block_bytes: int, now_s: float) -> tuple[SideLoad, SideLoad]:
         """What counts against reading blocks of this size on the prefill side, and on the decode side."""

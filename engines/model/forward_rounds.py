@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engines.scheduling.forward_round import may_join
 from kvstore.layout import PAGE_BYTES
 from kvstore.segment_lock import SegmentLock
 from kvstore.shared_segment import SharedSegment
 from kvstore.transport import RegionHandle
 
-_JOIN_SHARE = 0.1
-"""An engine takes part in a round of which no more than this share has passed: all get their batches at once,
-but not in the same instant."""
 _NUMBER, _BEGAN, _ENDS = range(3)
 
 
@@ -38,7 +36,7 @@ class ForwardRounds:
         with self._lock:
             if now_s >= self._state[_ENDS]:
                 self._state[:] = self._state[_NUMBER] + 1, now_s, now_s + forward_s
-            elif now_s - self._state[_BEGAN] > _JOIN_SHARE * (self._state[_ENDS] - self._state[_BEGAN]):
+            elif not may_join(now_s, self._state[_BEGAN], self._state[_ENDS]):
                 return None
             self._state[_ENDS] = max(self._state[_ENDS], now_s + forward_s)
             return int(self._state[_NUMBER])

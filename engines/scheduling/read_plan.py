@@ -1,8 +1,6 @@
 """Where each block of a prompt's hit comes from: which node's storage NIC, or the prefill node's memory.
 
-Pure policy. `basic` reads everything on the prefill side, but for the blocks that lie in the prefill node's
-memory already: what a system without dual-path loading does, and the baseline of DualPath (arXiv 2602.21548,
-section 7). Other plans return ranges on both sides.
+Pure policy. How many blocks each side reads is decided in engines.scheduling.read_sides.
 """
 
 from __future__ import annotations
@@ -13,11 +11,6 @@ from itertools import groupby
 from engines.types import ReadRange, ReadSide
 from kvstore.indexed_blocks import IndexedBlocks
 from kvstore.keys import BlockKey
-
-
-def basic(hit: IndexedBlocks, in_dram: Set[BlockKey] = frozenset()) -> tuple[ReadRange, ...]:
-    """All blocks on the prefill side; `in_dram` are those that the prefill node has in memory."""
-    return ranges_of(hit, len(hit), in_dram)
 
 
 def ranges_of(

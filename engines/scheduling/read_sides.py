@@ -1,23 +1,24 @@
-"""Which side reads how much of a prompt's hit: the plans `dual` and `split`, next to read_plan's `basic`.
+"""Which side reads how much of a prompt's hit: the read plans.
 
-Pure policy. `dual` is DualPath's (arXiv 2602.21548, section 6.1): the whole hit on the side whose node has
-the shorter read queue, whatever the NICs' rates. `split` is ours (the paper's future work, its section 7):
-both sides at once, in shares of whole blocks such that both finish together, from the bytes that wait on each
-side and what its storage NIC carries. The prompt's first blocks are read on the prefill side, the later ones
-on the decode side: one range each, in order, so that every layer has blocks on both sides. Blocks in the
-prefill node's memory are read on neither.
+Pure policy. `basic` reads everything on the prefill side: what a system without dual-path loading does, and
+the baseline of DualPath (arXiv 2602.21548, section 7). `alternate` takes the two sides in turn. `dual` is
+DualPath's (section 6.1): the whole hit on the side whose node has the shorter read queue, whatever the NICs'
+rates. `split` is ours (the paper's future work, its section 7): both sides at once, in shares of whole blocks
+such that both finish together, from the bytes that wait on each side and what its storage NIC carries. The
+prompt's first blocks are read on the prefill side, the later ones on the decode side: one range each, in
+order, so that every layer has blocks on both sides. Blocks in the prefill node's memory are read on neither.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from engines.scheduling.read_plan import ranges_of
-from engines.types import ReadRange, ReadSide
-from kvstore.indexed_blocks import IndexedBlocks
-from kvstore.keys import BlockKey
+from engines.types import ReadSide
+
+ReadPlanName = Literal["basic", "dual", "split", "alternate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,37 +79,24 @@ def prefill_share(
     return low if low_s < high_s else high
 
 
-def dual(
-    hit: IndexedBlocks,
-    prefill: SideLoad,
-    decode: SideLoad,
+def blocks_on_prefill(
+    plan: ReadPlanName,
+    num_blocks: int,
+    block_bytes: int,
+    loads: Callable[[], tuple[SideLoad, SideLoad]],
     *,
+    num_planned: int,
     tie: ReadSide = ReadSide.PREFILL,
-    in_dram: Set[BlockKey] = frozenset(),
-) -> tuple[ReadRange, ...]:
-    """Every block on the side with the shorter queue, but for those `in_dram` of the prefill node."""
-    share = len(hit) if shorter_side(prefill, decode, tie) is ReadSide.PREFILL else 0
-    return ranges_of(hit, share, in_dram)
+) -> int:
+    """Blocks of `num_blocks`, none of which is in memory, that `plan` reads on the prefill side.
 
-
-def alternate(
-    hit: IndexedBlocks, num_planned: int, *, in_dram: Set[BlockKey] = frozenset()
-) -> tuple[ReadRange, ...]:
-    """Every block on one side, the prefill side for even `num_planned`: the two in turn."""
-    return ranges_of(hit, 0 if num_planned % 2 else len(hit), in_dram)
-
-
-def split(
-    hit: IndexedBlocks,
-    prefill: SideLoad,
-    decode: SideLoad,
-    *,
-    tie: ReadSide = ReadSide.PREFILL,
-    in_dram: Set[BlockKey] = frozenset(),
-) -> tuple[ReadRange, ...]:
-    """The first blocks on the prefill side, the others on the decode side, so that both finish together."""
-    num_to_read = sum(key not in in_dram for key in hit.keys) if in_dram else len(hit)
-    if not num_to_read:
-        return ranges_of(hit, 0, in_dram)
-    share = prefill_share(num_to_read, hit.record_bytes, prefill, decode, tie)
-    return ranges_of(hit, share, in_dram)
+    `loads` tells both sides' loads, if the plan looks at them; `num_planned` prompts were planned before.
+    """
+    if plan == "basic" or not num_blocks:
+        return num_blocks
+    if plan == "alternate":
+        return 0 if num_planned % 2 else num_blocks
+    prefill, decode = loads()
+    if plan == "dual":
+        return num_blocks if shorter_side(prefill, decode, tie) is ReadSide.PREFILL else 0
+    return prefill_share(num_blocks, block_bytes, prefill, decode, tie)

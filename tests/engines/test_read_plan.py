@@ -20,13 +20,13 @@ def hit_of(num_blocks: int) -> IndexedBlocks:
 
 
 def test_without_a_hit_nothing_is_read() -> None:
-    assert read_plan.basic(NO_BLOCKS) == ()
+    assert read_plan.ranges_of(NO_BLOCKS, 0) == ()
 
 
 @given(st.integers(1, 60))
-def test_basic_reads_every_block_once_in_order_on_the_prefill_side(num_blocks: int) -> None:
+def test_all_blocks_on_the_prefill_side_are_one_range_in_order(num_blocks: int) -> None:
     hit = hit_of(num_blocks)
-    plan = read_plan.basic(hit)
+    plan = read_plan.ranges_of(hit, len(hit))
     assert tuple(block for part in plan for block in part.blocks) == hit
     assert {part.side for part in plan} == {ReadSide.PREFILL}
     assert plan[0].start_block == 0
@@ -36,7 +36,7 @@ def test_basic_reads_every_block_once_in_order_on_the_prefill_side(num_blocks: i
 def test_what_lies_in_the_prefill_nodes_memory_is_not_read(kept: list[bool]) -> None:
     hit = hit_of(len(kept))
     in_dram = {block.key for block, is_kept in zip(hit, kept, strict=True) if is_kept}
-    plan = read_plan.basic(hit, in_dram)
+    plan = read_plan.ranges_of(hit, len(hit) - len(in_dram), in_dram)
     assert tuple(block for part in plan for block in part.blocks) == hit
     assert [part.start_block for part in plan] == [hit.index(part.blocks[0]) for part in plan]
     assert set(read_plan.keys_on(ReadSide.DRAM, plan)) == in_dram
@@ -53,4 +53,4 @@ def test_keys_are_told_by_side_and_in_order() -> None:
     )
     assert read_plan.keys_on(ReadSide.PREFILL, plan) == [keys[0], keys[4], keys[5]]
     assert read_plan.keys_on(ReadSide.DECODE, plan) == keys[1:4]
-    assert read_plan.keys_on(ReadSide.DECODE, read_plan.basic(hit)) == []
+    assert read_plan.keys_on(ReadSide.DECODE, read_plan.ranges_of(hit, len(hit))) == []

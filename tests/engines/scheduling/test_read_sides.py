@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.scheduling.read_sides import SideLoad, alternate, dual, prefill_share, shorter_side, split
+from engines.scheduling.read_plan import ranges_of
+from engines.scheduling.read_sides import (
+    ReadPlanName,
+    SideLoad,
+    blocks_on_prefill,
+    prefill_share,
+    shorter_side,
+)
 from engines.types import ReadRange, ReadSide
-from kvstore.indexed_blocks import IndexedBlock, IndexedBlocks
+from kvstore.indexed_blocks import NO_BLOCKS, IndexedBlock, IndexedBlocks
 from kvstore.keys import BlockKey
 from kvstore.store import BlockLocation
 
@@ -24,6 +33,27 @@ def hit_of(num_blocks: int) -> IndexedBlocks:
             for i in range(num_blocks)
         ]
     )
+
+
+def plan_of(
+    name: ReadPlanName,
+    hit: IndexedBlocks,
+    prefill: SideLoad,
+    decode: SideLoad,
+    *,
+    tie: ReadSide = ReadSide.PREFILL,
+    in_dram: Set[BlockKey] = frozenset(),
+    num_planned: int = 0,
+) -> tuple[ReadRange, ...]:
+    share = blocks_on_prefill(
+        name,
+        sum(key not in in_dram for key in hit.keys),
+        BLOCK_BYTES,
+        lambda: (prefill, decode),
+        num_planned=num_planned,
+        tie=tie,
+    )
+    return ranges_of(hit, share, in_dram)
 
 
 def sizes(plan: tuple[ReadRange, ...]) -> list[tuple[str, int]]:
@@ -47,18 +77,23 @@ def even(queue_blocks: float = 0, rate: float = 1.0) -> SideLoad:
 def test_dual_reads_the_whole_hit_on_the_side_with_the_shorter_queue(
     prefill: SideLoad, decode: SideLoad, plan: list[tuple[str, int]]
 ) -> None:
-    assert sizes(dual(hit_of(6), prefill, decode)) == plan
+    assert sizes(plan_of("dual", hit_of(6), prefill, decode)) == plan
 
 
 def test_a_tie_reads_on_the_side_that_is_set() -> None:
     assert shorter_side(even(2), even(2), ReadSide.DECODE) is ReadSide.DECODE
-    assert sizes(dual(hit_of(6), even(2), even(2), tie=ReadSide.DECODE)) == [("decode", 6)]
-    assert sizes(split(hit_of(5), even(), even())) == [("prefill", 3), ("decode", 2)]
-    assert sizes(split(hit_of(5), even(), even(), tie=ReadSide.DECODE)) == [("prefill", 2), ("decode", 3)]
+    assert sizes(plan_of("dual", hit_of(6), even(2), even(2), tie=ReadSide.DECODE)) == [("decode", 6)]
+    assert sizes(plan_of("split", hit_of(5), even(), even())) == [("prefill", 3), ("decode", 2)]
+    assert sizes(plan_of("split", hit_of(5), even(), even(), tie=ReadSide.DECODE)) == [
+        ("prefill", 2),
+        ("decode", 3),
+    ]
 
 
 def test_alternate_reads_on_both_sides_in_turn() -> None:
-    plans = [sizes(alternate(hit_of(2), number)) for number in range(3)]
+    plans = [
+        sizes(plan_of("alternate", hit_of(2), even(), even(), num_planned=number)) for number in range(3)
+    ]
     assert plans == [[("prefill", 2)], [("decode", 2)], [("prefill", 2)]]
 
 
@@ -78,11 +113,12 @@ def test_alternate_reads_on_both_sides_in_turn() -> None:
 def test_split_shares_by_queues_and_rates_so_that_both_finish_together(
     prefill: SideLoad, decode: SideLoad, plan: list[tuple[str, int]]
 ) -> None:
-    assert sizes(split(hit_of(12), prefill, decode)) == plan
+    assert sizes(plan_of("split", hit_of(12), prefill, decode)) == plan
 
 
 def test_nothing_is_read_without_a_hit() -> None:
-    assert dual((), even(), even()) == split((), even(), even()) == alternate((), 0) == ()
+    for name in get_args(ReadPlanName):
+        assert plan_of(name, NO_BLOCKS, even(), even()) == ()
 
 
 @pytest.mark.parametrize(("queue", "rate"), [(0, 0), (0, -1), (0, math.inf), (-1, 1), (math.nan, 1)])
@@ -97,8 +133,8 @@ def test_every_block_is_in_one_range_in_order_and_dram_blocks_are_not_read(
 ) -> None:
     hit = hit_of(num_blocks)
     keys = {block.key for i, block in enumerate(hit) if i in in_dram}
-    for plan in (dual(hit, prefill, decode, tie=tie, in_dram=keys),
-                 split(hit, prefill, decode, tie=tie, in_dram=keys)):  # fmt: skip
+    for name in get_args(ReadPlanName):
+        plan = plan_of(name, hit, prefill, decode, tie=tie, in_dram=keys)
         assert tuple(block for part in plan for block in part.blocks) == hit
         assert [part.start_block for part in plan] == [
             sum(len(before.blocks) for before in plan[:number]) for number in range(len(plan))

@@ -1,0 +1,48 @@
+"""Blocks that a prefill node keeps in DRAM after it has read them: of each context its beginning.
+
+The context used longest ago goes first, and of it the last blocks: its beginning is what later turns share.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+
+class KeptBlocks:
+    """One node's, counted by agent."""
+
+    def __init__(self, max_blocks: int) -> None:
+        self._max_blocks = max_blocks
+        self._kept: OrderedDict[int, int] = OrderedDict()
+        self.num_blocks = 0
+
+    def of(self, agent: int) -> int:
+        """Leading blocks of the agent's context that are kept."""
+        return self._kept.get(agent, 0)
+
+    def keep(self, agent: int, blocks: int) -> None:
+        """The agent's first `blocks` are in memory now, and were used last of all."""
+        if not self._max_blocks:
+            return
+        before = self._kept.pop(agent, 0)
+        kept = min(max(blocks, before), self._max_blocks)
+        self._kept[agent] = kept
+        self.num_blocks += kept - before
+        while self.num_blocks > self._max_blocks:
+            oldest, there = next(iter(self._kept.items()))
+            gone = min(there, self.num_blocks - self._max_blocks)
+            self.num_blocks -= gone
+            if gone == there:
+                del self._kept[oldest]
+            else:
+                self._kept[oldest] = there - gone
+
+    def forget(self, agent: int, blocks: int) -> None:
+        """The agent's context goes on after its first `blocks` only."""
+        before = self._kept.get(agent, 0)
+        if before > blocks:
+            self.num_blocks -= before - blocks
+            if blocks:
+                self._kept[agent] = blocks
+            else:
+                del self._kept[agent]
