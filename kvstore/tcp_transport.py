@@ -1,7 +1,7 @@
 """Transport between processes over TCP, to peers that serve their memory with a TcpServer.
 
 Decides how lists become requests, and what a failure is called. It does not know how connections are had
-(kvstore.tcp_connections) and what a request looks like (kvstore.tcp_wire). All lists of a call are one
+(kvstore.connection_pool) and what a request looks like (kvstore.tcp_wire). All lists of a call are one
 request, or several one after the other if they have more than MAX_RANGES pieces. No call takes longer than
 MAX_REQUEST_MS.
 """
@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from kvstore.connection_pool import ConnectionPool
 from kvstore.errors import TransferError
 from kvstore.job_token import JobToken
 from kvstore.tcp_channel import ChannelError, ChannelLateError
-from kvstore.tcp_connections import TcpConnection, TcpConnections
+from kvstore.tcp_connections import TcpConnection, TcpConnector
 from kvstore.tcp_pieces import receive_pieces, send_pieces
 from kvstore.tcp_wire import (
     ANSWER_BYTES,
@@ -39,7 +40,7 @@ class TcpTransport:
     """A Transport for regions that a TcpServer registered. Each class has connections of its own."""
 
     def __init__(self, token: JobToken, classes: Mapping[TrafficClass, ClassSettings] = CLASS_TABLE) -> None:
-        self._connections = TcpConnections(token, classes)
+        self._connections = ConnectionPool("TCP", TcpConnector(token, classes).open)
 
     def read(
         self,
@@ -85,7 +86,7 @@ class TcpTransport:
             ) from error
         except ChannelError as error:
             if self._connections.closed:
-                raise TransferError("the TCP transport is closed") from error
+                raise self._connections.closed_error() from error
             raise TransferError(f"{region.node_id} at {region.address} is gone: {error}") from error
         except WireError as error:
             raise TransferError(f"{region.node_id} at {region.address} refused: {error}") from error

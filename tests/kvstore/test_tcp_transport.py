@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvstore import tcp_connections, tcp_server
+from kvstore import connection_pool, keyed_listener, tcp_connections, tcp_server
 from kvstore.checksum import checksum
 from kvstore.errors import StagingError, TransferError
 from kvstore.job_token import JobToken
@@ -211,7 +211,7 @@ def test_a_proof_that_was_overheard_is_of_no_use_again(region):
 @pytest.mark.parametrize("nbytes", [1, 57, 100_000])
 def test_garbage_costs_the_connection_and_nothing_else(transport, region, nbytes, monkeypatch):
     with monkeypatch.context() as patch, Client(region) as client:
-        patch.setattr(tcp_server, "HANDSHAKE_DEADLINE_S", SHORT_S)
+        patch.setattr(keyed_listener, "HANDSHAKE_DEADLINE_S", SHORT_S)
         client.say_what_ends_it(np.random.default_rng(nbytes).bytes(nbytes))
         assert client.is_cut_off()
     transport.read(region, ops(), KV, PLENTY_S)
@@ -227,7 +227,7 @@ def test_garbage_after_the_handshake_costs_the_connection_and_nothing_else(trans
 
 
 def test_the_oldest_of_too_many_strangers_makes_room_for_the_next_client(transport, region, monkeypatch):
-    monkeypatch.setattr(tcp_server, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(keyed_listener, "MAX_STRANGERS", 3)
     strangers = [Client(region) for _ in range(3)]
     transport.read(region, ops(), KV, PLENTY_S)
     assert strangers[0].is_cut_off()
@@ -300,7 +300,7 @@ def test_every_request_is_checked_for_its_incarnation(region):
 
 def test_a_stranger_who_drips_is_cut_off_while_others_go_on(transport, region, monkeypatch):
     transport.read(region, ops(), KV, PLENTY_S)
-    monkeypatch.setattr(tcp_server, "HANDSHAKE_DEADLINE_S", SHORT_S)
+    monkeypatch.setattr(keyed_listener, "HANDSHAKE_DEADLINE_S", SHORT_S)
     with Client(region) as client:
         cut_off = threading.Event()
 
@@ -485,7 +485,7 @@ def test_calls_beyond_the_connections_wait_for_one_until_their_deadline(transpor
     owner.stop()
     calls = [
         in_thread(lambda: transport.read(owner.region, ops(), KV, SHORT_S))
-        for _ in range(tcp_connections.MAX_PER_LANE + 3)
+        for _ in range(connection_pool.MAX_PER_LANE + 3)
     ]
     for thread, said in calls:
         thread.join(PLENTY_S)
