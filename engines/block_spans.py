@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from engines.types import BlockSpan
+from engines.read_messages import BlockSpan
 
 
 def spans_of(blocks: Iterable[int]) -> tuple[BlockSpan, ...]:

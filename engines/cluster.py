@@ -21,6 +21,7 @@ from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig, SchedulerConfig
 from engines.engine_nics import NicsHandle
 from engines.last_answers import LastAnswers
+from engines.measured import Forward, NodeBytes, TokenCounts
 from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
 from engines.node import NodeNics, NodeProcess
@@ -29,17 +30,7 @@ from engines.persist_reserve import num_reserve_slots, reserve_of
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess, resolve_device
 from engines.scheduler_process import SchedulerProcess
 from engines.timeline import Span
-from engines.types import (
-    ClusterSpeeds,
-    EngineId,
-    EngineInfo,
-    EngineRole,
-    Forward,
-    NodeBytes,
-    NodeId,
-    TokenCounts,
-    Weights,
-)
+from engines.types import ClusterSpeeds, EngineId, EngineInfo, EngineRole, NodeId, Weights
 from kvstore.config import StoreConfig
 from kvstore.layout import BlockLayout
 from kvstore.open_transport import TransportSpec

@@ -16,6 +16,7 @@ from engines.config import EnginesConfig
 from engines.engine_loop import EngineLoop
 from engines.engine_nics import EngineNics, NicsHandle
 from engines.errors import EngineFailed, RequestRefused
+from engines.measured import Forward, TokenCounts
 from engines.model.forward_rounds import ForwardRounds, SharedRounds
 from engines.model.runner import GroupLinks, ModelRunner, NamedArray
 from engines.null_traffic import NullTraffic
@@ -23,7 +24,7 @@ from engines.scheduling.settings import SchedulingSettings
 from engines.stopping import Decoder
 from engines.timeline import Span, Timeline
 from engines.traffic_manager import TrafficManager, open_traffic_manager
-from engines.types import EngineId, Forward, Placement, TokenCounts, Weights
+from engines.types import EngineId, Placement, Weights
 from kvstore.layout import BlockLayout
 from kvstore.staging import StagingHandle
 from kvstore.transport import RegionHandle, Transport

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engines.types import MovedBlock, NodeId, Placement, ReadSide, SlotId
+from engines.read_messages import MovedBlock
+from engines.types import NodeId, Placement, ReadSide, SlotId
 from kvstore.keys import BlockKey
 
 

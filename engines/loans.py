@@ -11,18 +11,9 @@ from itertools import islice
 
 from engines.loan import Loan
 from engines.node_slots import NodeSlots
+from engines.read_messages import LostBlock, MovedBlock
 from engines.scheduling import read_plan
-from engines.types import (
-    EngineId,
-    LostBlock,
-    MovedBlock,
-    NodeId,
-    Placement,
-    ReadRange,
-    ReadSide,
-    RequestId,
-    SlotId,
-)
+from engines.types import EngineId, NodeId, Placement, ReadRange, ReadSide, RequestId, SlotId
 from kvstore.keys import BlockKey
 
 

@@ -20,20 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.cluster_config import ClusterConfig
+from engines.measured import NodeBytes
 from engines.node_reads import NodeReads, ReadRules
 from engines.peers import SchedulerPeer
+from engines.read_messages import BlockLoad, LoadId, ReadAnswer
 from engines.timeline import Lanes, Span, Timeline
-from engines.types import (
-    AnnouncedBlock,
-    BlockLoad,
-    BlockPersist,
-    LoadId,
-    NodeBytes,
-    NodeId,
-    ReadAnswer,
-    ReadSide,
-    RequestId,
-)
+from engines.types import AnnouncedBlock, BlockPersist, NodeId, ReadSide, RequestId
 from kvstore.checksum import layer_checksums
 from kvstore.config import StoreConfig
 from kvstore.keys import BlockKey, WeightsId

@@ -21,21 +21,12 @@ from functools import partial
 from engines.errors import EngineFailed
 from engines.late_reads import LateReads
 from engines.peers import SchedulerPeer
+from engines.read_messages import BlockLoad, LoadId, MoveOrder, ReadAnswer, ReadReport
 from engines.read_queue import Chunk, ReadQueue, carried_out, chunks_of
 from engines.read_reporter import ReadReporter
 from engines.slot_contents import SlotContents
 from engines.timeline import Lanes, Timeline
-from engines.types import (
-    BlockLoad,
-    LoadId,
-    MoveOrder,
-    NodeId,
-    ReadAnswer,
-    ReadReport,
-    ReadSide,
-    RequestId,
-    SlotId,
-)
+from engines.types import NodeId, ReadSide, RequestId, SlotId
 from kvstore.config import StoreConfig
 from kvstore.staging import StagingMemory
 from kvstore.store import BlockRead, BlockReadResult, BlockStore, ReadStatus

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from engines.measured import NodeBytes
 from engines.node import NodeAgent, NodeNics
 from engines.node_reads import ReadRules
-from engines.types import NodeBytes, NodeId
+from engines.types import NodeId
 from kvstore.config import StoreConfig
 from kvstore.layout import BlockLayout
 from kvstore.null_store import NullStore

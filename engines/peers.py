@@ -9,23 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from engines.read_messages import BlockLoad, LoadId, LostBlock, MovedBlock, MoveOrder, ReadAnswer, ReadReport
 from engines.types import (
     AnnouncedBlock,
-    BlockLoad,
     BlockPersist,
     FirstToken,
     GenerateResult,
     HandOver,
     HitLost,
-    LoadId,
-    LostBlock,
-    MovedBlock,
-    MoveOrder,
     NodeId,
     Placement,
     PrefillJob,
-    ReadAnswer,
-    ReadReport,
     ReadSide,
     RequestId,
     SlotId,

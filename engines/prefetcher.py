@@ -18,10 +18,11 @@ from engines.config import SchedulerConfig
 from engines.errors import EngineFailed
 from engines.loans import Loans
 from engines.peers import NodePeer
+from engines.read_messages import BlockLoad
 from engines.scheduling.cluster_placement import ClusterPlacement
 from engines.scheduling.prefetch import NodeMemory, choose_node
 from engines.slot_queue import SlotQueue
-from engines.types import BlockLoad, EngineRole, NodeId, RequestId, SlotId
+from engines.types import EngineRole, NodeId, RequestId, SlotId
 from kvstore.indexed_blocks import IndexedBlocks
 from kvstore.keys import BlockKey
 from kvstore.prefix_index import PrefixIndex

@@ -23,6 +23,7 @@ from engines.open_feed import BatchFeed, open_feed
 from engines.peers import DecodePeer, NodePeer, SchedulerPeer
 from engines.prefill_batching import PrefillBatching
 from engines.prompt_progress import Computed, PromptProgress
+from engines.read_messages import LostBlock
 from engines.sampling import SampleSpec, sample
 from engines.scheduling.burst import more_may_come
 from engines.scheduling.prefill_quota import PromptRest
@@ -34,7 +35,6 @@ from engines.types import (
     FirstToken,
     HandOver,
     HitLost,
-    LostBlock,
     NodeId,
     PhaseSeconds,
     PrefillJob,

@@ -12,11 +12,12 @@ from __future__ import annotations
 from engines.config import SchedulerConfig
 from engines.loan import Loan
 from engines.loans import Loans
+from engines.read_messages import MoveOrder, ReadReport, UnreadReads
 from engines.read_planner import ReadPlanner, other
 from engines.scheduling.read_sides import SideLoad
 from engines.scheduling.rebalance import ReadMove, UnreadBlocks, rebalance
 from engines.slot_queue import SlotQueue
-from engines.types import MoveOrder, ReadReport, ReadSide, UnreadReads
+from engines.types import ReadSide
 
 
 class ReadMover:

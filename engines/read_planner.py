@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engines.config import SchedulerConfig
+from engines.read_messages import MovedBlock, ReadReport
 from engines.scheduling import read_plan, read_sides
 from engines.scheduling.cluster_placement import ClusterPlacement
 from engines.scheduling.engine_choice import EnginePair
 from engines.scheduling.read_rate import ReadRate
 from engines.scheduling.read_sides import SideLoad
-from engines.types import MovedBlock, NodeId, ReadRange, ReadReport, ReadSide, RequestId
+from engines.types import NodeId, ReadRange, ReadSide, RequestId
 from kvstore.indexed_blocks import IndexedBlocks
 from kvstore.keys import BlockKey
 from kvstore.layout import BlockLayout

@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from engines.block_spans import blocks_of, spans_of
-from engines.types import BlockLoad, LoadId, MoveOrder, ReadSide, RequestId, UnreadReads
+from engines.read_messages import BlockLoad, LoadId, MoveOrder, UnreadReads
+from engines.types import ReadSide, RequestId
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from engines.errors import EngineFailed
-from engines.types import MoveOrder, ReadReport
+from engines.read_messages import MoveOrder, ReadReport
 
 logger = logging.getLogger(__name__)
 

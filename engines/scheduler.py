@@ -29,6 +29,7 @@ from engines.loans import Loans
 from engines.never_waits import never_waits
 from engines.peers import NodePeer
 from engines.prefetcher import Prefetcher
+from engines.read_messages import LostBlock, MovedBlock, MoveOrder, ReadReport
 from engines.read_planner import ReadPlanner
 from engines.roster import Roster
 from engines.scheduling.cluster_placement import ClusterPlacement
@@ -44,12 +45,8 @@ from engines.types import (
     ClusterSpeeds,
     EngineId,
     EngineInfo,
-    LostBlock,
-    MovedBlock,
-    MoveOrder,
     NodeId,
     Placement,
-    ReadReport,
     ReadSide,
     RequestId,
     SlotId,

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.types import BlockLoad, SlotId
+from engines.read_messages import BlockLoad
+from engines.types import SlotId
 from kvstore.checksum import layer_checksums
 from kvstore.keys import BlockKey
 from kvstore.staging import StagingMemory

@@ -18,17 +18,8 @@ from engines.absences import Absences
 from engines.block_spans import blocks_of
 from engines.errors import EngineFailed
 from engines.peers import NodePeer
-from engines.types import (
-    BlockLoad,
-    LostBlock,
-    MovedBlock,
-    MoveOrder,
-    NodeId,
-    Placement,
-    ReadSide,
-    RequestId,
-    SlotId,
-)
+from engines.read_messages import BlockLoad, LostBlock, MovedBlock, MoveOrder
+from engines.types import NodeId, Placement, ReadSide, RequestId, SlotId
 from kvstore.store import BlockReadResult, ReadStatus
 
 _ANSWER_SLACK_S = 5.0

@@ -15,7 +15,7 @@ from typing import NewType
 from kvstore.indexed_blocks import IndexedBlock, IndexedBlocks
 from kvstore.keys import KEY_BYTES, BlockKey, WeightsId
 from kvstore.pickled_by_fields import pickled_by_fields
-from kvstore.store import BlockLocation, BlockReadResult
+from kvstore.store import BlockLocation
 
 RequestId = NewType("RequestId", str)
 EngineId = NewType("EngineId", str)
@@ -24,8 +24,6 @@ SlotId = NewType("SlotId", int)
 """A Full Block's place in a node's staging memory."""
 BlockId = NewType("BlockId", int)
 """A block's place in a decode engine's paged KV pool (its HBM)."""
-LoadId = NewType("LoadId", int)
-"""What a node was told to read in one call, as the node names it."""
 
 
 class FinishReason(StrEnum):
@@ -309,21 +307,6 @@ NO_KEYS = PromptKeys(BlockKey(bytes(KEY_BYTES)), ())
 
 @pickled_by_fields
 @dataclass(frozen=True, slots=True)
-class BlockLoad:
-    """Read one block into a slot of the node's staging memory, or see that it is there already."""
-
-    block: int
-    """Its place in the prompt."""
-    slot: SlotId
-    key: BlockKey
-    location: BlockLocation | None
-    """None: the block is in the slot since an earlier load."""
-    moved: bool = False
-    """It was to be read on the other side."""
-
-
-@pickled_by_fields
-@dataclass(frozen=True, slots=True)
 class BlockPersist:
     """Write the block in `slot` of the node's staging memory to the store, then free the slot."""
 
@@ -353,85 +336,6 @@ class SlotRelease:
 
     request_id: RequestId
     slots: tuple[SlotId, ...]
-
-
-@pickled_by_fields
-@dataclass(frozen=True, slots=True)
-class LostBlock:
-    """A hit block of a placed turn that could not be used."""
-
-    key: BlockKey
-    slot: SlotId
-    """Of the decode node if it was read there, else of the prefill node."""
-    side: ReadSide
-    late: bool
-    """Its read is still on its way and may write into the slot until the node says that it has settled."""
-
-
-BlockSpan = tuple[int, int]
-"""Blocks [start, end) of a prompt."""
-
-
-@pickled_by_fields
-@dataclass(frozen=True, slots=True)
-class UnreadReads:
-    """What a node was told to read for a turn and has not begun."""
-
-    request_id: RequestId
-    side: ReadSide
-    spans: tuple[BlockSpan, ...]
-    """In the order they will be read."""
-    ahead_bytes: int
-    """Bytes that the node reads before the first of them."""
-
-
-@pickled_by_fields
-@dataclass(frozen=True, slots=True)
-class ReadReport:
-    """What a node has read since it started, and what it has not begun; totals only grow."""
-
-    node_id: NodeId
-    finished_tokens: int
-    """Of blocks read from the store, failed, or given up."""
-    read_bytes: int
-    busy_s: float
-    """Seconds in which there was something to read."""
-    unread: tuple[UnreadReads, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class MoveOrder:
-    """The answer to a report: give up what you have not begun of these blocks; the other side reads it."""
-
-    request_id: RequestId
-    to_side: ReadSide
-    spans: tuple[BlockSpan, ...]
-    slots: tuple[SlotId, ...]
-    """To ReadSide.PREFILL: a slot of the prefill node for each block of `spans`. Else empty: the decode
-    node has a slot for every prompt block."""
-
-
-@pickled_by_fields
-@dataclass(frozen=True, slots=True)
-class ReadAnswer:
-    """A node's answer to a load: it is over, or part of it is to be read on the other side."""
-
-    load_id: LoadId
-    results: tuple[BlockReadResult | None, ...] | None
-    """For each block that did not move, in the order it was asked for; None for one that was dropped before
-    it began. None instead of all: the load goes on, and its rest must be asked for."""
-    moved: tuple[MoveOrder, ...]
-    """What has been given up since the last answer: orders, as far as they were carried out."""
-
-
-@dataclass(frozen=True, slots=True)
-class MovedBlock:
-    """A block of a turn's hit that was read on another side than its placement says."""
-
-    block: int
-    """Its place in the prompt."""
-    side: ReadSide
-    slot: SlotId
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,55 +405,3 @@ class TurnResult:
     num_attempts: int = 1
     recomputed_tokens: int = 0
     """Miss tokens of the attempts after the first."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeBytes:
-    """Bytes a node moved through its storage NIC since it started, by why."""
-
-    read_prefill_side: int = 0
-    read_decode_side: int = 0
-    read_dram: int = 0
-    written: int = 0
-    read_ahead: int = 0
-    """Into the node's memory, before any turn asked for it."""
-    moved_to_prefill: int = 0
-    """Given up here before they were begun, for the prefill side's node to read."""
-    moved_to_decode: int = 0
-
-    @property
-    def storage_total(self) -> int:
-        return self.read_prefill_side + self.read_decode_side + self.read_ahead + self.written
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """One step of a runner that models its times."""
-
-    started_s: float
-    """On the host's monotonic clock."""
-    duration_s: float
-    """Waiting for KV included."""
-    attention_s: float
-    """Attention's part of what was computed, all layers; 0 for a decode step."""
-    new_tokens: int
-    kv_tokens: int
-    """Tokens that were attended to."""
-    round: int = 0
-    """The group's round that it was part of, from 1; 0 where engines form no group."""
-    late_s: float = 0.0
-    """How long after its modelled time it ended. Beyond a few ms, the host is too busy to trust it."""
-
-
-@dataclass(slots=True)
-class TokenCounts:
-    """What a runner computed, by kind."""
-
-    prompt: int = 0
-    """Tokens run as part of a prompt."""
-    first: int = 0
-    """Outputs sampled from a prompt's last position."""
-    decode: int = 0
-    """Outputs sampled in the continuous batch."""
-    verified: int = 0
-    """Tokens whose KV a paced runner checked, every byte of every layer."""

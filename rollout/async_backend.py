@@ -16,9 +16,10 @@ from dataclasses import asdict
 from typing import Any
 
 from engines.cluster import ClusterSpec, EngineCluster, gpu_engines_by_node, start_cluster
+from engines.measured import Forward
 from engines.model.runner import NamedArray
 from engines.timeline import Span
-from engines.types import EngineId, EngineRole, Forward, Weights
+from engines.types import EngineId, EngineRole, Weights
 from kvstore.keys import weights_id_after_update, weights_id_of_files
 from rollout.actors import RayCluster
 from rollout.agent_run import Sample

@@ -11,8 +11,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from engines.measured import Forward
 from engines.model.step_time import StepTimes
-from engines.types import EngineId, Forward
+from engines.types import EngineId
 from rollout.summary import AttentionFigures, DecodeFigures
 
 

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engines.measured import Forward, TokenCounts
 from engines.model.kv_pattern import VOCABULARY, ContextCheck, KVPattern, Words
 from engines.model.paced_spec import WORD_BYTES, PacedSpec
 from engines.model.runner import BatchShape, DecodeRow, GroupLinks, LayerFeed, NamedArray, PrefillRow
 from engines.scheduling.estimate import PromptWork
 from engines.scheduling.prefill_estimates import PrefillProfile
-from engines.types import BlockId, Forward, TokenCounts
+from engines.types import BlockId
 
 _KEPT_FORWARDS = 4096
 _WAITED_S = 0.0002

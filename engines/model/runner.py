@@ -22,9 +22,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engines.measured import Forward, TokenCounts
 from engines.model.forward_rounds import ForwardRounds
 from engines.scheduling.prefill_estimates import PrefillProfile
-from engines.types import NO_KEYS, BlockId, Forward, PromptKeys, TokenCounts
+from engines.types import NO_KEYS, BlockId, PromptKeys
 from kvstore.layout import BlockLayout
 
 NamedArray = tuple[str, npt.NDArray[np.generic]]

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from engines.measured import Forward, TokenCounts
 from engines.model.cache_format import cache_format
 from engines.model.paged_cache import PagedBatch, paged_cache
 from engines.model.runner import BatchShape, DecodeRow, GroupLinks, LayerFeed, NamedArray, PrefillRow
 from engines.model.stream_cache import stream_cache
 from engines.scheduling.prefill_estimates import PrefillProfile
-from engines.types import Forward, TokenCounts
 from kvstore.layout import BlockLayout
 
 

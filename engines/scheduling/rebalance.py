@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engines.read_messages import BlockSpan
 from engines.scheduling.read_sides import SideLoad, prefill_share
-from engines.types import BlockSpan, ReadSide
+from engines.types import ReadSide
 
 
 @dataclass(frozen=True, slots=True)

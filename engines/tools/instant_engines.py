@@ -29,6 +29,7 @@ from engines.config import SchedulerConfig
 from engines.context import Context
 from engines.persist_reserve import PersistReserve
 from engines.persistence import Persistence
+from engines.read_messages import ReadReport
 from engines.scheduler_process import SchedulerProcess
 from engines.types import (
     AnnouncedBlock,
@@ -43,7 +44,6 @@ from engines.types import (
     PhaseSeconds,
     Placement,
     PrefillJob,
-    ReadReport,
     ReadSide,
     RequestId,
     SamplingParams,

@@ -10,7 +10,8 @@ import pytest
 from engines.client import EngineClient
 from engines.cluster import ClusterSpec, EngineCluster
 from engines.context import Context
-from engines.types import NodeBytes, SamplingParams, TurnResult
+from engines.measured import NodeBytes
+from engines.types import SamplingParams, TurnResult
 from tests.engines.fakes import Parts, take_turn
 from tests.engines.local_cluster import running_cluster
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from engines.config import ReadPlanName
+from engines.read_messages import LostBlock, MoveOrder, ReadReport, UnreadReads
 from engines.scheduler import Scheduler
 from engines.types import (
     AnnouncedBlock,
@@ -22,16 +23,12 @@ from engines.types import (
     EngineId,
     EngineInfo,
     EngineRole,
-    LostBlock,
-    MoveOrder,
     NodeId,
     Placement,
-    ReadReport,
     ReadSide,
     RequestId,
     SlotId,
     TurnRequest,
-    UnreadReads,
     Weights,
 )
 from kvstore.keys import BlockKey, KeyChain, WeightsId, chain_root

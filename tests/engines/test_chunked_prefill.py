@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from engines.cluster import ClusterSpec, EngineCluster, start_cluster
 from engines.errors import RequestRefused
+from engines.measured import Forward
 from engines.model.runner import PrefillRow
 from engines.scheduling.estimate import PromptWork
-from engines.types import Forward, RequestId, SamplingParams, TurnResult
+from engines.types import RequestId, SamplingParams, TurnResult
 from tests.engines.conversations import SAMPLING, TOLERANCE, assert_same
 from tests.engines.fakes import FaultyTransport, Gate, Parts, take_turn
 from tests.engines.local_cluster import SCHEDULER, cluster_spec, running_cluster

@@ -17,7 +17,8 @@ import pytest
 from engines.cluster import ClusterSpec, EngineCluster, start_cluster
 from engines.config import ReadPlanName
 from engines.errors import EngineFailed, TurnFailed
-from engines.types import NodeBytes, TurnResult
+from engines.measured import NodeBytes
+from engines.types import TurnResult
 from kvstore.job_token import JobToken
 from kvstore.open_transport import TransportSpec
 from kvstore.traffic import TrafficClass

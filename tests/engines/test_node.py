@@ -11,7 +11,8 @@ import numpy as np
 
 from engines.node import NodeAgent
 from engines.node_reads import ReadRules
-from engines.types import BlockLoad, MoveOrder, NodeId, ReadReport, ReadSide, RequestId, SlotId
+from engines.read_messages import BlockLoad, MoveOrder, ReadReport
+from engines.types import NodeId, ReadSide, RequestId, SlotId
 from kvstore.files import Files, PosixFiles
 from kvstore.ssd_store import SsdStore
 from kvstore.staging import StagingMemory

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from engines.cluster import ClusterSpec
-from engines.types import NodeBytes, RequestId, SamplingParams, TurnResult
+from engines.measured import NodeBytes
+from engines.types import RequestId, SamplingParams, TurnResult
 from tests.engines.local_cluster import ENGINES, running_cluster
 from tests.engines.paced import paced_spec
 

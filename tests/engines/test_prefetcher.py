@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from engines.errors import EngineFailed
-from engines.types import BlockLoad, ReadSide, RequestId
+from engines.read_messages import BlockLoad
+from engines.types import ReadSide, RequestId
 from kvstore.keys import BlockKey
 from kvstore.store import BlockReadResult, ReadStatus
 from tests.engines.scheduler_bench import (

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from engines.config import ReadPlanName
+from engines.read_messages import MovedBlock, ReadReport
 from engines.read_planner import ReadPlanner
 from engines.scheduling.cluster_placement import ClusterPlacement
 from engines.scheduling.engine_choice import EngineChoice, EnginePair
-from engines.types import EngineId, MovedBlock, NodeId, ReadRange, ReadReport, ReadSide, RequestId, SlotId
+from engines.types import EngineId, NodeId, ReadRange, ReadSide, RequestId, SlotId
 from kvstore.indexed_blocks import IndexedBlock, IndexedBlocks
 from kvstore.keys import BlockKey
 from kvstore.layout import BlockLayout, KVFormat, KVGroup

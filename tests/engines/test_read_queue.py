@@ -9,17 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.block_spans import blocks_of, spans_of
+from engines.read_messages import BlockLoad, BlockSpan, LoadId, MoveOrder, UnreadReads
 from engines.read_queue import Chunk, ReadQueue, carried_out
-from engines.types import (
-    BlockLoad,
-    BlockSpan,
-    LoadId,
-    MoveOrder,
-    ReadSide,
-    RequestId,
-    SlotId,
-    UnreadReads,
-)
+from engines.types import ReadSide, RequestId, SlotId
 from kvstore.keys import BlockKey
 from kvstore.store import BlockLocation
 

@@ -8,7 +8,8 @@ import pytest
 
 from engines.config import ReadPlanName
 from engines.errors import PlacementTimeout, RequestRefused
-from engines.types import ClusterSpeeds, LostBlock, Placement, ReadReport, ReadSide, RequestId
+from engines.read_messages import LostBlock, ReadReport
+from engines.types import ClusterSpeeds, Placement, ReadSide, RequestId
 from tests.engines.scheduler_bench import (
     DECODE_0,
     DECODE_1,

@@ -6,18 +6,8 @@ import asyncio
 
 import pytest
 
-from engines.types import (
-    BlockSpan,
-    LostBlock,
-    MovedBlock,
-    MoveOrder,
-    Placement,
-    ReadReport,
-    ReadSide,
-    RequestId,
-    SlotId,
-    UnreadReads,
-)
+from engines.read_messages import BlockSpan, LostBlock, MovedBlock, MoveOrder, ReadReport, UnreadReads
+from engines.types import Placement, ReadSide, RequestId, SlotId
 from tests.engines.scheduler_bench import PREFILL, RECORD_BYTES, Bench, keys_of, on_a_bench, settle, turn
 
 FAST, SLOW = 1e6, 1e5

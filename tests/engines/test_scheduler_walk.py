@@ -13,18 +13,8 @@ import pytest
 
 from engines.config import ReadPlanName
 from engines.errors import PlacementTimeout
-from engines.types import (
-    LostBlock,
-    MovedBlock,
-    MoveOrder,
-    NodeId,
-    Placement,
-    ReadReport,
-    ReadSide,
-    RequestId,
-    SlotId,
-    UnreadReads,
-)
+from engines.read_messages import LostBlock, MovedBlock, MoveOrder, ReadReport, UnreadReads
+from engines.types import NodeId, Placement, ReadSide, RequestId, SlotId
 from kvstore.keys import BlockKey
 from tests.engines.scheduler_bench import (
     LAYOUT,

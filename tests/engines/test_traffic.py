@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.types import NodeBytes, SamplingParams, TurnResult
+from engines.measured import NodeBytes
+from engines.types import SamplingParams, TurnResult
 from kvstore.layout import BlockLayout
 from tests.engines.fakes import take_turn
 from tests.engines.local_cluster import cluster_spec, running_cluster

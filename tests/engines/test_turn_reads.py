@@ -15,24 +15,12 @@ import numpy as np
 import pytest
 
 from engines.errors import EngineFailed
+from engines.measured import NodeBytes
 from engines.node import NodeAgent
 from engines.node_reads import ReadRules
+from engines.read_messages import BlockSpan, MovedBlock, MoveOrder, ReadReport
 from engines.turn_reads import LoadedHit, TurnReads
-from engines.types import (
-    BlockSpan,
-    EngineId,
-    MovedBlock,
-    MoveOrder,
-    NodeBytes,
-    NodeId,
-    PhaseSeconds,
-    Placement,
-    ReadRange,
-    ReadReport,
-    ReadSide,
-    RequestId,
-    SlotId,
-)
+from engines.types import EngineId, NodeId, PhaseSeconds, Placement, ReadRange, ReadSide, RequestId, SlotId
 from kvstore.block_record import record_bytes
 from kvstore.indexed_blocks import IndexedBlock, IndexedBlocks
 from kvstore.ssd_store import SsdStore

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from engines.measured import Forward
 from engines.model.step_time import StepTimes
-from engines.types import EngineId, Forward
+from engines.types import EngineId
 from rollout import load_config
 from rollout.forward_figures import attention_figures, decode_figures
 from rollout.paced_engines import paced_spec

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from engines.read_messages import BlockSpan
 from engines.scheduling.read_sides import SideLoad, prefill_share
 from engines.scheduling.rebalance import ReadMove, UnreadBlocks, rebalance
-from engines.types import BlockSpan, ReadSide
+from engines.types import ReadSide
 
 BLOCK_BYTES = 1000
 GAIN = 0.25
