@@ -6,10 +6,10 @@ with it.
 When the pool runs out the youngest turn is preempted: its full blocks are stored, so its client sends it
 round again and it goes on with the same tokens.
 
-Three files share the work: this one owns turns and batches, engines.persistence writes full blocks to the
-store beside decoding, engines.copier moves what goes into the pool or out of it. The engine loop alone says
-which block of the pool is whose; no step touches a block that a copy fills. Everything else runs on the event
-loop.
+Four files share the work: this one owns the batch, engines.running_turn is a turn in it,
+engines.persistence writes full blocks to the store beside decoding, engines.copier moves what goes into the
+pool or out of it. The engine loop alone says which block of the pool is whose; no step touches a block that
+a copy fills. Everything else runs on the event loop.
 
     waiting --admit--> copying ----> copied --join--> running --stop--> done
                           `--abort--> done               `----preempt---> done (PREEMPTED)
@@ -23,7 +23,6 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor
@@ -37,56 +36,22 @@ from engines.model.runner import DecodeRow
 from engines.peers import NodePeer, SchedulerPeer
 from engines.persist_reserve import PersistReserve
 from engines.persistence import Persistence
-from engines.sampling import Sampled, SampleSpec, sample
+from engines.running_turn import RunningTurn, verify_prompt
+from engines.sampling import Sampled, sample
 from engines.scheduling.burst import more_may_come
 from engines.stopping import StopCondition
 from engines.types import (
-    BlockId,
     EngineId,
     FinishReason,
     GenerateResult,
     HandOver,
-    PhaseSeconds,
-    PromptKeys,
     RequestId,
     SlotId,
 )
-from kvstore.checksum import damaged_blocks, layer_checksums
-from kvstore.keys import BlockKey, block_key
+from kvstore.keys import block_key
 from kvstore.staging import StagingHandle
 
 _NAP_S = 0.001
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """A turn on this engine. KV of tokens [0, position) is in the pool or the staging slots."""
-
-    turn: HandOver
-    stop: StopCondition
-    arrived_s: float
-    position: int
-    parent: BlockKey
-    tail_ids: array[int]
-    """Ids of the tokens in the last, unfinished block whose KV is in the pool."""
-    token_ids: array[int]
-    logprobs: array[float]
-    table: list[BlockId] = field(default_factory=list)
-    aborted: bool = False
-    """While its prompt was being copied."""
-    settled: Future[None] = field(default_factory=Future)
-    """Done when its prompt's copy has ended."""
-    admitted_s: float = 0.0
-    copied_s: float = 0.0
-    second_s: float | None = None
-
-    @property
-    def request_id(self) -> RequestId:
-        return self.turn.placement.request_id
-
-    @property
-    def prompt(self) -> PromptKeys:
-        return PromptKeys(self.turn.chain_root, self.turn.keys)
 
 
 class DecodeEngine(Engine):
@@ -97,11 +62,11 @@ class DecodeEngine(Engine):
         config, runner = parts.config, parts.runner
         self._pool = BlockPool(max(1, config.decode_kv_bytes // self._layout.full_block_bytes))
         self._kv: Tensor = runner.make_pool(self._pool.num_blocks)
-        self._waiting: deque[_Running] = deque()
-        self._copying: dict[RequestId, tuple[_Running, Future[None]]] = {}
-        self._copied: list[_Running] = []
+        self._waiting: deque[RunningTurn] = deque()
+        self._copying: dict[RequestId, tuple[RunningTurn, Future[None]]] = {}
+        self._copied: list[RunningTurn] = []
         """Turns that decode from the next step on; an idle engine waits for the rest of their burst."""
-        self._running: list[_Running] = []
+        self._running: list[RunningTurn] = []
         self._lacks_blocks = False
         """Whether a running turn waits for a block of the pool: then nobody else gets one."""
         self._results: dict[RequestId, asyncio.Future[GenerateResult]] = {}
@@ -152,11 +117,12 @@ class DecodeEngine(Engine):
         self._num_arriving += decodes
         try:
             if not self._config.oracle:
-                await asyncio.to_thread(self._verify, turn)
+                await asyncio.to_thread(verify_prompt, turn, self._layout, self._traffic.staging)
             await self._persistence.begin_prompt(turn, self._layout, waits_for_copy=decodes)
             if decodes:
                 self._results[turn.placement.request_id] = self._events.create_future()
-                running = self._arrive(turn)
+                stop = StopCondition(turn.sampling, turn.earlier_ids, self._decoder)
+                running = RunningTurn(turn, stop, arrived_s=time.monotonic())
                 self._loop.post(lambda: self._waiting.append(running))
         finally:
             self._num_arriving -= decodes
@@ -194,37 +160,6 @@ class DecodeEngine(Engine):
 
     # -- on the event loop ---------------------------------------------------------------------------
 
-    def _verify(self, turn: HandOver) -> None:
-        """Compare every prompt byte in the slots with the checksums it was sent with."""
-        layout, staging, slots = self._layout, self._traffic.staging, turn.placement.decode_slots
-        num_whole = turn.prompt_tokens // layout.block_tokens
-        sums, tail_sums = turn.slot_checksums[:num_whole], turn.slot_checksums[num_whole:]
-        places = [staging.offset(slot) for slot in slots[:num_whole]]
-        damaged = damaged_blocks(layout, staging.buffer, places, sums)
-        for block, expected in enumerate(tail_sums, num_whole):
-            count = layout.tokens_in_block(block, turn.prompt_tokens)
-            if layer_checksums(layout, staging.slot(slots[block]), count) != expected:
-                damaged.append(block)
-        if damaged:
-            block = damaged[0]
-            raise EngineFailed(
-                f"block {block} of {turn.placement.request_id} arrived damaged in slot {slots[block]}"
-            )
-
-    def _arrive(self, turn: HandOver) -> _Running:
-        running = _Running(
-            turn=turn,
-            stop=StopCondition(turn.sampling, turn.earlier_ids, self._decoder),
-            arrived_s=time.monotonic(),
-            position=turn.prompt_tokens,
-            parent=turn.tail_parent,
-            tail_ids=array("i", turn.tail_ids),
-            token_ids=array("i", [turn.first_token]),
-            logprobs=array("f", [turn.first_logprob]),
-        )
-        running.stop.push(turn.first_token)
-        return running
-
     async def _copy_ended(self, request_id: RequestId, copying: Future[None] | None) -> None:
         if copying is None:
             return
@@ -233,21 +168,9 @@ class DecodeEngine(Engine):
         if unfinished:
             raise EngineFailed(f"{self._engine_id} still copies {request_id} in after {deadline_s} s")
 
-    def _finish(self, running: _Running, reason: FinishReason, ended_s: float) -> None:
+    def _finish(self, running: RunningTurn, reason: FinishReason, ended_s: float) -> None:
         """On the event loop: answer once the index expects every block this turn will have stored."""
-        admitted_s = running.admitted_s or ended_s
-        copied_s = running.copied_s or ended_s
-        result = GenerateResult(
-            token_ids=running.token_ids,
-            logprobs=running.logprobs,
-            finish_reason=reason,
-            second_token_s=running.second_s,
-            phases=PhaseSeconds(
-                queue=admitted_s - running.arrived_s,
-                kv_transfer=copied_s - admitted_s,
-                decode=ended_s - copied_s,
-            ),
-        )
+        result = running.result(reason, ended_s)
         task = self._events.create_task(self._answer(running.request_id, result))
         self._persistence.keep(task)
 
@@ -304,12 +227,12 @@ class DecodeEngine(Engine):
             self._waiting.popleft()
             running.table = table
             running.admitted_s = time.monotonic()
-            row, slots = self._row(running), running.turn.placement.decode_slots
+            row, slots = running.row(), running.turn.placement.decode_slots
             copy_in = partial(self._copy_in, running.request_id, row, slots)
             copy = self._copier.copy(copy_in, partial(self._end_copy, running))
             self._copying[running.request_id] = (running, copy)
 
-    def _end_copy(self, running: _Running, copy: Future[None]) -> None:
+    def _end_copy(self, running: RunningTurn, copy: Future[None]) -> None:
         """The prompt lies in the pool, or its turn was aborted before; an engine that cannot copy fails."""
         if not copy.cancelled():
             copy.result()
@@ -321,7 +244,7 @@ class DecodeEngine(Engine):
             self._end(running, FinishReason.ABORTED)
         running.settled.set_result(None)
 
-    def _grow(self) -> list[_Running]:
+    def _grow(self) -> list[RunningTurn]:
         """Give every running turn a block for its next token; return those that have one.
 
         While there is none the youngest turn is preempted, unless blocks of ended turns come back by
@@ -342,33 +265,26 @@ class DecodeEngine(Engine):
                     self._end(self._running[-1], FinishReason.PREEMPTED)
         return [running for running in self._running if self._has_room(running)]
 
-    def _has_room(self, running: _Running) -> bool:
+    def _has_room(self, running: RunningTurn) -> bool:
         return running.position < len(running.table) * self._layout.block_tokens
 
-    def _batches(self, ready: list[_Running]) -> list[list[_Running]]:
+    def _batches(self, ready: list[RunningTurn]) -> list[list[RunningTurn]]:
         """The turns that are ready, in batches that may be padded together."""
         if self._runner.padding_exact:
             return [ready] if ready else []
-        by_position: dict[int, list[_Running]] = {}
+        by_position: dict[int, list[RunningTurn]] = {}
         for running in ready:
             by_position.setdefault(running.position, []).append(running)
         return list(by_position.values())
 
-    def _decode(self, batch: list[_Running]) -> None:
-        logits = self._runner.decode([self._row(running) for running in batch])
-        sampled = sample(logits, [self._spec(running) for running in batch])
+    def _decode(self, batch: list[RunningTurn]) -> None:
+        logits = self._runner.decode([running.row() for running in batch])
+        sampled = sample(logits, [running.sample_spec(self._job_seed) for running in batch])
         now_s = time.monotonic()
         for running, token in zip(batch, sampled, strict=True):
             self._append(running, token, now_s)
 
-    def _row(self, running: _Running) -> DecodeRow:
-        return DecodeRow(running.token_ids[-1], running.position, running.table, running.prompt)
-
-    def _spec(self, running: _Running) -> SampleSpec:
-        index = len(running.turn.earlier_ids) + len(running.token_ids)
-        return SampleSpec(running.turn.sample_id, index, running.turn.sampling, self._job_seed)
-
-    def _append(self, running: _Running, token: Sampled, now_s: float) -> None:
+    def _append(self, running: RunningTurn, token: Sampled, now_s: float) -> None:
         """The KV of the token just fed is in the pool; `token` is the next one."""
         running.tail_ids.append(running.token_ids[-1])
         running.position += 1
@@ -382,13 +298,13 @@ class DecodeEngine(Engine):
         if reason is not None:
             self._end(running, reason)
 
-    def _store_full_block(self, running: _Running) -> None:
+    def _store_full_block(self, running: RunningTurn) -> None:
         key = block_key(running.parent, running.tail_ids)
         block = running.table[running.position // self._layout.block_tokens - 1]
         self._persistence.add_block(running.turn, key, running.parent, block)
         running.parent, running.tail_ids = key, array("i")
 
-    def _end(self, running: _Running, reason: FinishReason) -> None:
+    def _end(self, running: RunningTurn, reason: FinishReason) -> None:
         (self._running if running in self._running else self._copied).remove(running)
         self._trace.end(running.request_id)
         busy = self._persistence.blocks_being_stored(running.request_id)
