@@ -28,6 +28,7 @@ Every setting is an override, key=value or group=choice:
   python -m rollout job=replay trace=my.csv              recorded agents played again, paced
   python -m rollout experiment=tiny_rl                   a tiny model learns to use its tool
   python -m rollout model.path=/path/to/a/model          your own causal LM
+  python -m rollout resume=runs/train-...                go on where a run was cut off
 """
 
 
@@ -52,8 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from rollout.compose import load_config, to_yaml
+    from rollout.run_dir import resumed_overrides
 
-    config = load_config(options.overrides)
+    overrides = resumed_overrides(options.overrides)
+    config = load_config(overrides)
     if options.cfg is not None:
         return _print(to_yaml(config))
 
@@ -63,7 +66,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from rollout.job import run_job
 
-    return run_job(config)
+    return run_job(config, overrides)
 
 
 def _parser() -> argparse.ArgumentParser:

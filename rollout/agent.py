@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -23,10 +24,12 @@ from rollout.agent_run import (
     AgentRun,
     Engines,
     Failure,
+    OnRecord,
     Sample,
     Stopwatch,
     engine_errors,
     fill,
+    no_record,
     one_line,
     play,
 )
@@ -62,14 +65,15 @@ async def run_agent(
     step_started_s: float | None = None,
     abort: asyncio.Event | None = None,
     on_phase: OnPhase = lambda phase: None,
+    on_record: OnRecord = no_record,
 ) -> Trajectory:
     """Play `sample` to its end; setting `abort` ends it at once, with what it has until then.
 
-    `on_phase` hears what it now does or waits for, one of PHASES.
+    `on_phase` hears what it now does or waits for, one of PHASES; `on_record` hears of finished turns.
 
     `step_started_s` is the clock's reading when the step started; None: now.
     """
-    trajectory = await play(_Run(sample, setup, step_started_s, on_phase), abort)
+    trajectory = await play(_Run(sample, setup, step_started_s, on_phase, on_record), abort)
     if trajectory.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED) and (
         trajectory.stop_reason is not StopReason.ABORTED
     ):
@@ -81,9 +85,14 @@ class _Run(AgentRun):
     """The trajectory of an agent that talks with an environment."""
 
     def __init__(
-        self, sample: Sample, setup: AgentSetup, step_started_s: float | None, on_phase: OnPhase
+        self,
+        sample: Sample,
+        setup: AgentSetup,
+        step_started_s: float | None,
+        on_phase: OnPhase,
+        on_record: OnRecord,
     ) -> None:
-        super().__init__(sample, setup, step_started_s, on_phase)
+        super().__init__(sample, setup, step_started_s, on_phase, on_record)
         self._environment_of = setup.environment_of
         self._lengths = setup.lengths
         self._format = setup.prompt_format
@@ -99,16 +108,47 @@ class _Run(AgentRun):
         return self._sample.task
 
     async def play(self) -> StopReason:
-        with _environment_errors():
-            environment = self._environment_of(self._task)
-            opening = environment.reset()
+        environment, opening = self._open_environment()
+        if self._turns and not await self._hear_again(environment, opening):
+            self._forget()
+            environment, opening = self._open_environment()
         with engine_errors():
             context = self._setup.engines.open_context()
-        self._append_given(context, self._format.open(opening))
+        if self._turns:
+            context.append(self._segments[-1].token_ids)
+        else:
+            self._append_given(context, opening)
         reason: StopReason | None = None
         while reason is None:
             reason = await self._take_turn(environment, context)
         return reason
+
+    def _open_environment(self) -> tuple[Environment, Sequence[int]]:
+        """A fresh one, and the ids of its opening conversation."""
+        with _environment_errors():
+            environment = self._environment_of(self._task)
+            return environment, self._format.open(environment.reset())
+
+    async def _hear_again(self, environment: Environment, opening: Sequence[int]) -> bool:
+        """Bring a fresh environment to where the history ends, by saying to it what the model said.
+
+        False if it answers otherwise than it did: then nobody knows what it has done, and the trajectory must
+        begin anew.
+        """
+        if list(self._segments[0].token_ids[: self._turns[0].prompt_tokens]) != list(opening):
+            return False
+        for turn in self._turns:
+            token_ids = self._segments[turn.segment].token_ids
+            said, answered = turn.prompt_tokens, turn.prompt_tokens + turn.output_tokens
+            with suppress(Failure):
+                step = await self._step(environment, token_ids[said:answered])
+                if not step.done and step.reply is not None:
+                    reply_ids = self._reply_ids(step.reply, token_ids[said:answered])
+                    if list(token_ids[answered : answered + turn.tool_tokens]) == list(reply_ids):
+                        self._reward += step.reward
+                        continue
+            return False
+        return True
 
     async def _take_turn(self, environment: Environment, context: Context) -> StopReason | None:
         """One turn; the reason to stop after it, or in place of it."""
@@ -130,16 +170,17 @@ class _Run(AgentRun):
                 return StopReason.ABORTED
             with tool:
                 async with self._waiting(context):
-                    step = await self._ask(environment, result)
+                    step = await self._step(environment, result.token_ids)
             return self._hear(step, result, context)
         finally:  # what was sampled is on record however the environment ends
             phases = fill(result.phases, served_s) + PhaseSeconds(tool=tool.seconds)
             self._record(result, started_s, tool.seconds, len(context) - num_before, phases)
 
-    async def _ask(self, environment: Environment, result: TurnResult) -> Step:
+    async def _step(self, environment: Environment, token_ids: array[int]) -> Step:
+        """The environment's answer to what the model said."""
         self._on_phase("tool")
         timeout_s = self.limits.tool_timeout_s
-        said = self._format.text(result.token_ids)
+        said = self._format.text(token_ids)
         late = f"the environment did not answer within {timeout_s:g} s"
         async with deadline(timeout_s, Failure(StopReason.TOOL_ERROR, late)):
             with _environment_errors():
@@ -153,11 +194,15 @@ class _Run(AgentRun):
             return self._reason_done(result)
         if len(self._turns) + 1 >= limits.max_turns:
             return StopReason.MAX_TURNS
-        reply_ids = self._format.reply(step.reply, ended=self._format.ended(result.token_ids))
+        reply_ids = self._reply_ids(step.reply, result.token_ids)
         if len(context) + len(reply_ids) >= limits.max_context_tokens:
             return StopReason.MAX_CONTEXT
         self._append_given(context, reply_ids)
         return None
+
+    def _reply_ids(self, reply: str, said_ids: array[int]) -> Sequence[int]:
+        """What the context gains by `reply` to what the model said."""
+        return self._format.reply(reply, ended=self._format.ended(said_ids))
 
     def _reason_done(self, result: TurnResult) -> StopReason:
         if result.finish_reason is not FinishReason.LENGTH:

@@ -15,10 +15,19 @@ from typing import Protocol
 from engines.context import Context
 from engines.errors import EngineError
 from engines.types import OnPhase, PhaseSeconds, RequestId, SamplingParams, TurnHints, TurnResult
+from rollout.history import History
+from rollout.journal_record import Record, SegmentTail, TrajectoryEnded, TurnEnded, writable
 from rollout.limits import Limits, deadline, expire_on
 from rollout.replay_task import ReplayTask
 from rollout.tasks import Task
 from rollout.types import Segment, StopReason, Trajectory, Turn
+
+OnRecord = Callable[[Record], None]
+"""Hears of each finished turn, and of the end."""
+
+
+def no_record(record: Record) -> None:
+    """Nobody keeps it."""
 
 
 class Engines(Protocol):
@@ -56,6 +65,12 @@ class Sample:
     """Put before the request ids; with it they are unique in the job."""
     start_after_s: float = 0.0
     """When it starts, after its step does."""
+    started_s: float = 0.0
+    """When it did, on the step's clock: the controller says so."""
+    attempt: int = 0
+    """Times it was played before and failed."""
+    history: History | None = None
+    """What it had when its run was cut off; None: it begins."""
 
     @property
     def trajectory_id(self) -> str:
@@ -63,7 +78,8 @@ class Sample:
         return f"{self.group_id}/{self.sample_index}"
 
     def request_id(self, turn: int) -> RequestId:
-        return RequestId(f"{self.request_prefix}{self.group_id}/{self.sample_index}/{turn}")
+        again = f"~{self.attempt}" if self.attempt else ""
+        return RequestId(f"{self.request_prefix}{self.group_id}/{self.sample_index}{again}/{turn}")
 
 
 class RunSetup(Protocol):
@@ -82,18 +98,19 @@ class RunSetup(Protocol):
 async def play(run: AgentRun, abort: asyncio.Event | None = None) -> Trajectory:
     """Play `run` to its end; setting `abort` ends it at once, with what it has until then."""
     if abort is not None and abort.is_set():
-        return run.trajectory(StopReason.ABORTED)
+        return run.end(StopReason.ABORTED)
     try:
-        async with asyncio.timeout(run.limits.wall_time_s) as wall, expire_on(abort, wall):
+        left_s = run.limits.wall_time_s - run.elapsed_s
+        async with asyncio.timeout(left_s) as wall, expire_on(abort, wall):
             reason = await run.play()
-        return run.trajectory(reason)
+        return run.end(reason)
     except Failure as failure:
-        return run.trajectory(failure.reason, error=str(failure))
+        return run.end(failure.reason, error=str(failure))
     except TimeoutError:
         if not wall.expired():
             raise
         aborted = abort is not None and abort.is_set()
-        return run.trajectory(StopReason.ABORTED if aborted else StopReason.WALL_TIME)
+        return run.end(StopReason.ABORTED if aborted else StopReason.WALL_TIME)
 
 
 class Failure(Exception):
@@ -108,27 +125,89 @@ class AgentRun:
     """One trajectory; a subclass says what its turns are."""
 
     def __init__(
-        self, sample: Sample, setup: RunSetup, step_started_s: float | None, on_phase: OnPhase
+        self,
+        sample: Sample,
+        setup: RunSetup,
+        step_started_s: float | None,
+        on_phase: OnPhase,
+        on_record: OnRecord = no_record,
     ) -> None:
         self._sample = sample
         self._setup = setup
         self._on_phase = on_phase
+        self._on_record = on_record
         self._started_s = setup.clock()
+        self._forget()
+        if sample.history is not None:
+            self._take_up(sample.history)
         self._step_started_s = self._started_s if step_started_s is None else step_started_s
-        self._segments = [Segment()]
-        self._turns: list[Turn] = []
-        self._reward = 0.0
 
     @property
     def limits(self) -> Limits:
         return self._setup.limits
 
+    @property
+    def elapsed_s(self) -> float:
+        """Since it started; time between a kill and the resumption is none of it."""
+        return self._setup.clock() - self._started_s
+
     async def play(self) -> StopReason:
         """Take turns until there is a reason to stop."""
         raise NotImplementedError
 
-    def trajectory(self, reason: StopReason, error: str | None = None) -> Trajectory:
-        duration_s = self._setup.clock() - self._started_s
+    def end(self, reason: StopReason, error: str | None = None) -> Trajectory:
+        """It stops here. Ends that it did not come to by itself are not put on record: a resumed run goes
+        on."""
+        trajectory, sample = self._trajectory(reason, error), self._sample
+        if reason in (StopReason.ABORTED, StopReason.ENGINE_ERROR):
+            return trajectory
+        self._on_record(
+            TrajectoryEnded(
+                trajectory_id=writable(sample.trajectory_id),
+                task_id=writable(trajectory.task_id),
+                group_id=writable(trajectory.group_id),
+                sample_index=sample.sample_index,
+                attempt=sample.attempt,
+                num_turns=len(trajectory.turns),
+                started_s=sample.started_s,
+                duration_s=trajectory.duration_s,
+                tails=self._new_tails(),
+                phases=trajectory.phases,
+                reward=trajectory.reward,
+                stop_reason=reason,
+                error=None if error is None else writable(error),
+            )
+        )
+        return trajectory
+
+    def _forget(self) -> None:
+        """Nothing has been said yet."""
+        self._segments = [Segment()]
+        self._turns: list[Turn] = []
+        self._reward = 0.0
+        self._recorded = [0]
+        """Tokens of each segment that are on record."""
+
+    def _take_up(self, history: History) -> None:
+        """Go on where a run was cut off, on the same clock."""
+        self._segments = list(history.segments)
+        self._turns = list(history.turns)
+        self._recorded = [len(segment) for segment in self._segments]
+        self._started_s -= history.elapsed_s
+
+    def _new_tails(self) -> tuple[SegmentTail, ...]:
+        """What the segments gained since the last record."""
+        self._recorded += [0] * (len(self._segments) - len(self._recorded))
+        tails = tuple(
+            SegmentTail.of(index, segment, start)
+            for index, (segment, start) in enumerate(zip(self._segments, self._recorded, strict=True))
+            if start < len(segment)
+        )
+        self._recorded = [len(segment) for segment in self._segments]
+        return tails
+
+    def _trajectory(self, reason: StopReason, error: str | None) -> Trajectory:
+        duration_s = self.elapsed_s
         spent = sum((turn.phases for turn in self._turns), start=PhaseSeconds())
         return Trajectory(
             task_id=self._sample.task.task_id,
@@ -198,6 +277,17 @@ class AgentRun:
             num_attempts=result.num_attempts,
         )
         self._turns.append(turn)
+        self._on_record(
+            TurnEnded(
+                trajectory_id=writable(self._sample.trajectory_id),
+                attempt=self._sample.attempt,
+                index=len(self._turns) - 1,
+                started_s=self._sample.started_s,
+                elapsed_s=self.elapsed_s,
+                tails=self._new_tails(),
+                turn=turn,
+            )
+        )
 
 
 class Stopwatch:

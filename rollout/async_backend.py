@@ -10,9 +10,10 @@ import asyncio
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from engines.cluster import ClusterSpec, EngineCluster, gpu_engines_by_node, start_cluster
@@ -25,14 +26,20 @@ from rollout.actors import RayCluster
 from rollout.agent_run import Sample
 from rollout.cluster_spec import BASE_WEIGHTS, cluster_spec, model_of, store_directory
 from rollout.config import RunConfig
-from rollout.controller import Controller, Running
+from rollout.controller import Controller, Earlier, Running
+from rollout.glance import Glance
+from rollout.journal import JournalWriter
 from rollout.limits import Limits
 from rollout.metrics import KVBytes
 from rollout.paced_engines import paced_spec
+from rollout.recorder import Recorder
 from rollout.replay_history import compute_histories, write_histories
 from rollout.replay_task import ReplayTask
+from rollout.resumption import StartWeights
+from rollout.submitted import Submitted
 from rollout.tasks import Task
 from rollout.types import Trajectory
+from rollout.watchdog import Watchdog
 from rollout.weight_stream import NamedTensors, buckets
 from rollout.worker import AgentWorker, WorkerSpec
 
@@ -44,15 +51,20 @@ _STORE_FIGURES = ("stored_bytes", "evicted_bytes", "quarantined_slots")
 class AsyncRolloutBackend:
     """`async with AsyncRolloutBackend(config) as backend: await backend.generate(tasks)`."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(
+        self, config: RunConfig, *, weights: StartWeights | None = None, keeps_records: bool = False
+    ) -> None:
+        """`weights`: what engines begin with in place of the model's own. `keeps_records`: for
+        `recording`."""
         self._config = config
+        self._keeps_records = keeps_records
         self._model = model_of(config)
         self._run_id = uuid.uuid4().hex[:12]
         files = [] if self._model is None else self._model.weight_files
         self._base_weights = weights_id_of_files(files) if files else BASE_WEIGHTS
+        self._start = weights
         self._num_calls = 0
-        self._submitted: dict[str, asyncio.Task[Trajectory]] = {}
-        """Trajectories that were asked for one by one."""
+        self._submitted = Submitted()
         self._ray: RayCluster | None = None
         self._cluster: EngineCluster
         self._controller: Controller
@@ -83,16 +95,22 @@ class AsyncRolloutBackend:
             self._cluster = await start_cluster(ray.spawn, self._spec())
             self._workers = await self._start_workers(ray)
         except BaseException:
-            await self.close()
+            await self.close(keep_kv=self._config.resume is not None)
             raise
         self._controller = Controller(
-            self._workers, max_running=config.num_agents, wall_time_s=config.task.wall_time_s
+            self._workers,
+            max_running=config.num_agents,
+            wall_time_s=config.task.wall_time_s,
+            rules=config.controller.rules(config.task.group_size),
         )
+        self._recorder = Recorder(self._workers)
 
-    async def close(self) -> None:
-        """Stop everything this backend started. Idempotent."""
-        for task in self._submitted.values():
-            task.cancel()
+    async def close(self, *, keep_kv: bool = False) -> None:
+        """Stop everything this backend started. Idempotent.
+
+        KV in a folder of the run's own goes with it, unless `keep_kv`.
+        """
+        await self._submitted.close()
         ray, self._ray = self._ray, None
         if ray is None:
             return
@@ -100,7 +118,7 @@ class AsyncRolloutBackend:
             # A store that is told so closes its files; a dead cluster is none the worse for not being told.
             await asyncio.wait_for(self._close_engines(), 2.0)
         await asyncio.to_thread(ray.close)
-        if self._config.kvstore.path is None:
+        if self._config.kvstore.path is None and not keep_kv:
             shutil.rmtree(store_directory(self._config), ignore_errors=True)
 
     # -- rollouts ------------------------------------------------------------------------------------
@@ -122,30 +140,66 @@ class AsyncRolloutBackend:
 
     async def generate(self, tasks: Sequence[AnyTask]) -> list[Trajectory]:
         """Play each task `task.group_size` times; trajectories in the order of tasks and samples."""
-        samples = self._samples(tasks)
+        samples = self.samples(tasks)
         place = {sample.trajectory_id: index for index, sample in enumerate(samples)}
-        found = [t async for t in self._controller.run(samples)]
+        found = [t async for t in self.play(samples)]
         return sorted(found, key=lambda trajectory: place[trajectory.trajectory_id])
 
     async def stream(self, tasks: Sequence[AnyTask]) -> AsyncIterator[Trajectory]:
         """The same, each trajectory as soon as it ends."""
-        async with aclosing(self._controller.run(self._samples(tasks))) as trajectories:
+        async with aclosing(self.play(self.samples(tasks))) as trajectories:
             async for trajectory in trajectories:
                 yield trajectory
 
+    def samples(self, tasks: Sequence[AnyTask], step: int | None = None) -> list[Sample]:
+        """What there is to play of `tasks`, named by `step`, or by the number of calls so far.
+
+        Names are unique in the job; the random numbers of a sample are drawn by its name.
+        """
+        self._num_calls += 1
+        prefix = f"{self._num_calls if step is None else step}/"
+        group_size = self._config.task.group_size + self._config.controller.oversample
+        return [
+            Sample(
+                task,
+                f"{prefix}{index}-{task.task_id}",
+                sample_index,
+                start_after_s=task.start_after_s if isinstance(task, ReplayTask) else 0.0,
+            )
+            for index, task in enumerate(tasks)
+            for sample_index in range(group_size)
+        ]
+
+    async def play(
+        self, samples: Sequence[Sample], earlier: Earlier | None = None
+    ) -> AsyncGenerator[Trajectory, None]:
+        """Each trajectory of `samples` as soon as it ends, exactly once; leaving early ends what still runs.
+
+        Raises RolloutError where a group is short that must not be (controller.group_policy). When nothing
+        moves for a while, the log and run_dir/stalls.txt tell who waits where.
+        """
+        config = self._config.controller
+        path, oldest = self._stalls, config.stall_oldest
+        async with (
+            Watchdog(self._controller, path, stall_s=config.stall_s, num_oldest=oldest),
+            aclosing(self._controller.run(samples, earlier)) as trajectories,
+        ):
+            async for trajectory in trajectories:
+                yield trajectory
+
+    def recording(self, journal: JournalWriter) -> AbstractAsyncContextManager[None]:
+        """Inside, every finished turn is written to `journal`."""
+        assert self._keeps_records
+        return self._recorder.recording(journal, self._config.controller.journal_sync_s)
+
     def submit(self, task: AnyTask) -> list[str]:
         """Begin to play one task's group; returns the trajectory ids for `result` and `abort`."""
-        samples = self._samples([task])
-        for sample in samples:
-            self._submitted[sample.trajectory_id] = asyncio.create_task(self._play(sample))
-        return [sample.trajectory_id for sample in samples]
+        samples = self.samples([task])
+        return self._submitted.add(samples, self.play(samples))
 
     async def result(self, trajectory_id: str, deadline_s: float | None = None) -> Trajectory:
         """The trajectory of a submitted sample, once it ends. Each is handed out once."""
-        task = self._submitted[trajectory_id]
-        trajectory = await asyncio.wait_for(asyncio.shield(task), deadline_s)
-        del self._submitted[trajectory_id]
-        return trajectory
+        return await self._submitted.result(trajectory_id, deadline_s)
 
     async def abort(self, trajectory_id: str) -> None:
         """End a running trajectory; it comes back truncated, with what it has."""
@@ -156,15 +210,25 @@ class AsyncRolloutBackend:
         """Trajectories under way, oldest first."""
         return self._controller.running
 
-    async def phase(self, trajectory_id: str) -> str | None:
-        """What a running trajectory does or waits for now, one of PHASES; None if that is not known."""
-        return await self._controller.phase(trajectory_id)
+    async def glance(self, num_oldest: int) -> Glance:
+        """What the agents do now: turns so far, and the trajectories that have been running longest."""
+        return await self._controller.glance(num_oldest)
+
+    @property
+    def num_replaced(self) -> int:
+        """Failed trajectories that were played again, since the start."""
+        return self._controller.num_replaced
 
     # -- weights -------------------------------------------------------------------------------------
 
     @property
+    def weights(self) -> Weights:
+        """What the engines hold."""
+        return self._cluster.weights
+
+    @property
     def weights_version(self) -> int:
-        return self._cluster.weights.version
+        return self.weights.version
 
     async def update_weights(self, version: int, weights: NamedTensors) -> None:
         """Load new weights into every engine, bucket by bucket.
@@ -279,23 +343,9 @@ class AsyncRolloutBackend:
 
     # -- inside --------------------------------------------------------------------------------------
 
-    def _samples(self, tasks: Sequence[AnyTask]) -> list[Sample]:
-        self._num_calls += 1
-        prefix = f"{self._num_calls}/"
-        return [
-            Sample(
-                task,
-                f"{prefix}{index}-{task.task_id}",
-                sample_index,
-                start_after_s=task.start_after_s if isinstance(task, ReplayTask) else 0.0,
-            )
-            for index, task in enumerate(tasks)
-            for sample_index in range(self._config.task.group_size)
-        ]
-
-    async def _play(self, sample: Sample) -> Trajectory:
-        played = [trajectory async for trajectory in self._controller.run([sample])]
-        return played[0]
+    @property
+    def _stalls(self) -> Path:
+        return Path(self._config.run_dir).absolute() / "stalls.txt"
 
     async def _shared(self, parts: AsyncIterator[list[NamedArray]]) -> AsyncIterator[Any]:
         """Buckets where all engines can map them, one at a time."""
@@ -320,6 +370,8 @@ class AsyncRolloutBackend:
                 tool_timeout_s=task.tool_timeout_s,
             ),
             tool_wait_scale=config.tool_wait_scale / (1.0 if model is not None else config.time_scale),
+            keeps_records=self._keeps_records,
+            stalls=(self._stalls, config.controller.stall_s),
         )
         return await asyncio.gather(
             *(
@@ -329,13 +381,14 @@ class AsyncRolloutBackend:
         )
 
     def _spec(self) -> ClusterSpec:
-        return cluster_spec(
-            self._config,
-            "" if self._model is None else str(self._model.path),
-            str(store_directory(self._config)),
-            run_id=self._run_id,
-            weights_id=self._base_weights,
-        )
+        start, model_path = self._start, "" if self._model is None else str(self._model.path)
+        weights = Weights(0, self._base_weights)
+        if start is not None:
+            model_path = start.model_path
+            anew = weights_id_after_update(self._base_weights, self._run_id, start.version)
+            weights = Weights(start.version, start.weights_id or anew)
+        store_path = str(store_directory(self._config))
+        return cluster_spec(self._config, model_path, store_path, run_id=self._run_id, weights=weights)
 
     async def _close_engines(self) -> None:
         parts = (*self._cluster.nodes.values(), self._cluster.scheduler)

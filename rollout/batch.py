@@ -21,6 +21,9 @@ STD_EPSILON = 1e-4
 UNUSABLE_OUTCOMES = frozenset({Outcome.ENGINE_FAILED, Outcome.TOOL_FAILED, Outcome.TIMED_OUT})
 """Their reward says nothing about the tokens, so they are in neither the baseline nor the loss."""
 
+CUT_SHORT = frozenset({StopReason.ABORTED, StopReason.DROPPED})
+"""Somebody else ended these, so their reward is not the task's."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainRow:
@@ -83,7 +86,7 @@ def make_rows(trajectories: Iterable[Trajectory], *, normalise_std: bool) -> Tra
 
 def is_usable(trajectory: Trajectory) -> bool:
     """Whether a trajectory's reward is about the tokens it sampled."""
-    return trajectory.outcome not in UNUSABLE_OUTCOMES and trajectory.stop_reason is not StopReason.ABORTED
+    return trajectory.outcome not in UNUSABLE_OUTCOMES and trajectory.stop_reason not in CUT_SHORT
 
 
 def group_advantages(trajectories: Sequence[Trajectory], *, normalise_std: bool) -> list[float]:

@@ -40,9 +40,9 @@ def cluster_spec(
     store_path: str,
     *,
     run_id: str = "run",
-    weights_id: WeightsId = BASE_WEIGHTS,
+    weights: Weights | None = None,
 ) -> ClusterSpec:
-    """What the engines of `config` are made from, at weights version 0."""
+    """What the engines of `config` are made from, at `weights`; None: the model's own."""
     return ClusterSpec(
         engines=config.engines,
         scheduler=config.scheduler,
@@ -54,6 +54,6 @@ def cluster_spec(
         paced=paced_spec(config),
         store_directory=store_path,
         run_id=run_id,
-        weights=Weights(0, weights_id),
+        weights=weights or Weights(0, BASE_WEIGHTS),
         job_seed=config.seed,
     )

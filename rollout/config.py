@@ -16,6 +16,7 @@ from engines.model.profile import ModelProfile
 from engines.types import SamplingParams
 from kvstore.config import StoreConfig
 from kvstore.transport_config import TransportConfig
+from rollout.controller_config import ControllerConfig
 from rollout.trainer_config import TrainerConfig
 from rollout.warm_start_config import WarmStartConfig
 
@@ -66,10 +67,6 @@ class TaskConfig:
         require_at_least(self, 1, "prompts_per_step", "group_size", "max_turns")
         require_at_least(self, 2, "max_context_tokens")
         require_above(self, 0, "wall_time_s", "turn_deadline_s", "tool_timeout_s")
-
-    @property
-    def trajectories_per_step(self) -> int:
-        return self.prompts_per_step * self.group_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +146,8 @@ class RunConfig:
     overwrite: bool
     """Whether a finished run in run_dir may be replaced."""
     resume: str | None
-    """A run_dir whose last checkpoint to go on from. null: start from the model."""
+    """A run_dir to go on in: from its last checkpoint, and each trajectory from its last finished turn; its
+    own overrides hold, those given beside are added. null: start."""
     seed: int
     """Seed of sampling, of generated tasks and of the trainer."""
     num_agents: int | None
@@ -201,6 +199,8 @@ class RunConfig:
     """Where numbers go."""
     ray: RayConfig
     """Which Ray is used."""
+    controller: ControllerConfig
+    """What becomes of groups with failed samples, what survives a kill, when a run counts as stuck."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "seed")
@@ -219,6 +219,11 @@ class RunConfig:
         if self.scheduler.prefetch and not self.kvstore.dram_bytes:
             raise ValueError(
                 "kvstore.dram_bytes must be > 0 where scheduler.prefetch=true: it is what is read into, got 0"
+            )
+        if self.controller.group_policy == "min_viable" and self.controller.min_viable > self.task.group_size:
+            raise ValueError(
+                f"controller.min_viable must be <= task.group_size={self.task.group_size}, "
+                f"got {self.controller.min_viable}"
             )
         if self.sampling.max_tokens >= self.task.max_context_tokens:
             raise ValueError(

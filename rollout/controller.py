@@ -1,27 +1,37 @@
-"""Hands samples to agent workers and collects their trajectories.
+"""Plays a step's samples on agent workers and hands their trajectories back.
 
-Every sample given to `run` comes back exactly once, as a Trajectory with one outcome: a worker that dies or
-does not answer gives an engine_failed one. It decides who runs what and how many at once, nothing else.
+Every sample given to `run` comes back exactly once, as a Trajectory with one outcome, or `run` raises: a
+worker that dies or does not answer gives an engine_failed one. Who begins, is played again or is dropped is
+rollout.step_policy's to say; here is only who plays whom, and every wait has a deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from engines.errors import EngineError
 from engines.types import PhaseSeconds
-from rollout.agent_run import Sample
+from rollout.agent_run import Sample, one_line
+from rollout.errors import RolloutError
+from rollout.glance import Glance
+from rollout.stacks import stacks
+from rollout.step_policy import GroupRules, StepPolicy, Verdict, unplayed
 from rollout.types import StopReason, Trajectory
 
 ANSWER_SLACK_S = 30.0
 """How much longer than a trajectory may last its worker may take to answer."""
 
-_PHASE_DEADLINE_S = 1.0
+logger = logging.getLogger(__name__)
+_LOOK_EVERY_S = 0.5
+"""How soon a change of `max_running` is noticed when nothing else happens."""
+_ASK_DEADLINE_S = 2.0
+"""For questions to a worker that nobody's work depends on."""
 
 
 class Worker(Protocol):
@@ -31,7 +41,9 @@ class Worker(Protocol):
 
     async def abort(self, trajectory_id: str) -> None: ...
 
-    async def phase(self, trajectory_id: str) -> str | None: ...
+    async def glance(self, num_oldest: int) -> Glance: ...
+
+    async def stacks(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +55,29 @@ class Running:
     """Seconds since the step started."""
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What is known of a step from before its run was cut off."""
+
+    ended: tuple[tuple[Sample, Trajectory], ...] = ()
+    elapsed_s: float = 0.0
+    """What the step's clock showed last."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """One call of `run`."""
+
+    policy: StepPolicy
+    started_s: float
+    ends: asyncio.Queue[tuple[Sample, Trajectory | Exception]] = field(default_factory=asyncio.Queue)
+    agents: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    errands: set[asyncio.Task[None]] = field(default_factory=set)
+    """Calls that end trajectories nobody wants any more."""
+
+
 class Controller:
-    """One rollout step at a time; all methods belong to one event loop."""
+    """All methods belong to one event loop."""
 
     def __init__(
         self,
@@ -52,12 +85,20 @@ class Controller:
         *,
         max_running: int | None,
         wall_time_s: float,
+        rules: GroupRules | None = None,
         answer_slack_s: float = ANSWER_SLACK_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Without `rules` every trajectory comes back as it ended."""
+        self.max_running = max_running
+        """Most trajectories under way at once in a step; may be changed while it runs. None: all."""
+        self.num_replaced = 0
+        """Failed trajectories that were played again, since the start."""
         self._workers = list(workers)
         self._loads = [0] * len(self._workers)
-        self._max_running = max_running
+        self._gone: set[int] = set()
+        """Workers that failed: they play nothing more while there is another."""
+        self._rules = rules
         self._answer_deadline_s = wall_time_s + answer_slack_s
         self._clock = clock
         self._running: dict[str, tuple[Running, int]] = {}
@@ -67,16 +108,28 @@ class Controller:
         """What is under way, oldest first."""
         return [running for running, _ in self._running.values()]
 
-    async def run(self, samples: Sequence[Sample]) -> AsyncGenerator[Trajectory, None]:
-        """Trajectories of `samples` as they end. Leaving early aborts what still runs."""
-        started_s = self._clock()
-        gate = asyncio.Semaphore(self._max_running or max(1, len(samples)))
-        tasks = [asyncio.create_task(self._run(sample, gate, started_s)) for sample in samples]
+    async def run(
+        self, samples: Sequence[Sample], earlier: Earlier | None = None
+    ) -> AsyncGenerator[Trajectory, None]:
+        """Trajectories of `samples` as they end. Leaving early aborts what still runs.
+
+        Raises RolloutError when a group is short, after what has ended has come back.
+        """
+        earlier = earlier or Earlier()
+        rules = self._rules or GroupRules(enough=len(samples) + 1)
+        step = _Step(StepPolicy(samples, rules), self._clock() - earlier.elapsed_s)
         try:
-            for task in asyncio.as_completed(tasks):
-                yield await task
+            verdict = step.policy.restore(earlier.ended)
+            while True:
+                for trajectory in verdict.back:
+                    yield trajectory
+                if verdict.short is not None:
+                    raise RolloutError(verdict.short)
+                if not step.policy.num_left:
+                    return
+                verdict = self._judge(step, *await self._next_end(step))
         finally:
-            unfinished = [task for task in tasks if not task.done()]
+            unfinished = [task for task in (*step.agents.values(), *step.errands) if not task.done()]
             for task in unfinished:
                 task.cancel()
             await asyncio.gather(*unfinished, return_exceptions=True)
@@ -85,32 +138,81 @@ class Controller:
         """End one running trajectory; it comes back truncated."""
         found = self._running.get(trajectory_id)
         if found is not None:
-            await self._workers[found[1]].abort(trajectory_id)
+            await self._abort(trajectory_id, found[1])
 
-    async def phase(self, trajectory_id: str) -> str | None:
-        """What a running trajectory does or waits for, one of PHASES; None if its worker does not say."""
-        found = self._running.get(trajectory_id)
-        if found is None:
-            return None
-        with suppress(EngineError, TimeoutError):
-            async with asyncio.timeout(_PHASE_DEADLINE_S):
-                return await self._workers[found[1]].phase(trajectory_id)
-        return None
+    async def glance(self, num_oldest: int) -> Glance:
+        """What all workers' agents do now; workers that do not say so soon are named."""
+        asked = (self._glance(index, num_oldest) for index in range(len(self._workers)))
+        return Glance.of(await asyncio.gather(*asked), num_oldest)
 
-    async def _run(self, sample: Sample, gate: asyncio.Semaphore, step_started_s: float) -> Trajectory:
-        await asyncio.sleep(max(0.0, step_started_s + sample.start_after_s - self._clock()))
-        async with gate:
-            started_s = self._clock() - step_started_s
-            index = min(range(len(self._loads)), key=self._loads.__getitem__)
-            self._loads[index] += 1
-            running = Running(sample.trajectory_id, started_s)
-            self._running[sample.trajectory_id] = running, index
-            try:
-                trajectory = await self._ask(sample, index)
-            finally:
-                self._loads[index] -= 1
-                self._running.pop(sample.trajectory_id, None)
-            return self._in_step(trajectory, started_s, step_started_s)
+    async def stacks(self) -> dict[str, str]:
+        """What this process and the workers are doing, by name; those that answer."""
+        found = {"driver": stacks()}
+        for index, worker in enumerate(self._workers):
+            with suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(_ASK_DEADLINE_S):
+                    found[f"worker-{index}"] = await worker.stacks()
+        return found
+
+    # -- one step ------------------------------------------------------------------------------------
+
+    async def _next_end(self, step: _Step) -> tuple[Sample, Trajectory | Exception]:
+        """The next trajectory that ends; samples that arrive until then, or find room, begin."""
+        while True:
+            self._begin(step)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._nap_s(step)):
+                    return await step.ends.get()
+
+    def _begin(self, step: _Step) -> None:
+        room = None if self.max_running is None else max(0, self.max_running - len(step.agents))
+        for sample in step.policy.begin(self._clock() - step.started_s, room):
+            step.agents[sample.trajectory_id] = asyncio.create_task(self._play(sample, step))
+
+    def _nap_s(self, step: _Step) -> float:
+        """Until the next sample arrives that has room, or until somebody may have changed the room."""
+        arrival_s = step.policy.next_arrival_s()
+        has_room = self.max_running is None or len(step.agents) < self.max_running
+        if arrival_s is None or not has_room:
+            return _LOOK_EVERY_S
+        return min(_LOOK_EVERY_S, max(0.0, arrival_s - (self._clock() - step.started_s)))
+
+    def _judge(self, step: _Step, sample: Sample, end: Trajectory | Exception) -> Verdict:
+        del step.agents[sample.trajectory_id]
+        if isinstance(end, Exception):
+            raise end
+        num_replaced = step.policy.num_replaced
+        verdict = step.policy.ended(sample, end)
+        if step.policy.num_replaced > num_replaced:
+            self.num_replaced += 1
+            logger.warning("%s ended %s and is played again: %s", end.trajectory_id, end.outcome, end.error)
+        for trajectory_id in verdict.drop:
+            errand = asyncio.create_task(self.abort(trajectory_id))
+            step.errands.add(errand)
+            errand.add_done_callback(step.errands.discard)
+        return verdict
+
+    # -- one trajectory ------------------------------------------------------------------------------
+
+    async def _play(self, sample: Sample, step: _Step) -> None:
+        """Play it on the worker with the fewest; whatever happens, `step.ends` hears of it once."""
+        now_s = self._clock() - step.started_s
+        sample = replace(sample, started_s=sample.history.started_s if sample.history else now_s)
+        index = self._least_loaded()
+        self._loads[index] += 1
+        self._running[sample.trajectory_id] = Running(sample.trajectory_id, now_s), index
+        end: Trajectory | Exception
+        try:
+            end = self._in_step(await self._ask(sample, index), sample.started_s, step)
+        except (RolloutError, AssertionError) as error:  # not this sample's fault: the step ends
+            end = error
+        except Exception as error:
+            logger.exception("%s broke its worker's call", sample.trajectory_id)
+            end = unplayed(sample, StopReason.ENGINE_ERROR, one_line(error))
+        finally:
+            self._loads[index] -= 1
+            self._running.pop(sample.trajectory_id, None)
+        step.ends.put_nowait((sample, end))
 
     async def _ask(self, sample: Sample, index: int) -> Trajectory:
         try:
@@ -118,29 +220,31 @@ class Controller:
                 return await self._workers[index].run(sample)
         except asyncio.CancelledError:
             # Nobody waits for it any more; the worker need not either.
-            await asyncio.shield(self._workers[index].abort(sample.trajectory_id))
+            await asyncio.shield(self._abort(sample.trajectory_id, index))
             raise
         except (EngineError, TimeoutError) as error:
-            return _lost(sample, str(error) or f"no answer within {self._answer_deadline_s:.0f} s")
+            self._gone.add(index)
+            late = f"no answer within {self._answer_deadline_s:.0f} s"
+            return unplayed(sample, StopReason.ENGINE_ERROR, str(error) or late)
 
-    def _in_step(self, trajectory: Trajectory, started_s: float, step_started_s: float) -> Trajectory:
+    async def _abort(self, trajectory_id: str, index: int) -> None:
+        with suppress(EngineError, TimeoutError):  # then its answer's deadline ends it
+            async with asyncio.timeout(_ASK_DEADLINE_S):
+                await self._workers[index].abort(trajectory_id)
+
+    async def _glance(self, index: int, num_oldest: int) -> Glance:
+        try:
+            async with asyncio.timeout(_ASK_DEADLINE_S):
+                return await self._workers[index].glance(num_oldest)
+        except (EngineError, TimeoutError):
+            return Glance(silent=(f"worker-{index}",))
+
+    def _least_loaded(self) -> int:
+        there = [index for index in range(len(self._workers)) if index not in self._gone]
+        return min(there or range(len(self._workers)), key=self._loads.__getitem__)
+
+    def _in_step(self, trajectory: Trajectory, started_s: float, step: _Step) -> Trajectory:
         """The trajectory on the step's clock; what the worker did not see is `other`."""
-        duration_s = self._clock() - step_started_s - started_s
+        duration_s = self._clock() - step.started_s - started_s
         phases = trajectory.phases + PhaseSeconds(other=duration_s - trajectory.duration_s)
         return replace(trajectory, started_s=started_s, duration_s=duration_s, phases=phases)
-
-
-def _lost(sample: Sample, error: str) -> Trajectory:
-    return Trajectory(
-        task_id=sample.task.task_id,
-        group_id=sample.group_id,
-        sample_index=sample.sample_index,
-        segments=(),
-        turns=(),
-        reward=0.0,
-        stop_reason=StopReason.ENGINE_ERROR,
-        started_s=0.0,
-        duration_s=0.0,
-        phases=PhaseSeconds(),
-        error=error,
-    )

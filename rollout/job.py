@@ -25,23 +25,28 @@ from engines.types import EngineRole
 from kvstore.errors import KvStoreError
 from rollout import __version__
 from rollout.actors import RayCluster
+from rollout.agent_run import Sample
 from rollout.async_backend import AnyTask, AsyncRolloutBackend
 from rollout.chain_arithmetic import make_tasks
 from rollout.compose import to_yaml
 from rollout.config import RunConfig
+from rollout.controller import Earlier
 from rollout.cpu_use import read_cpu
 from rollout.errors import RolloutError
 from rollout.forward_figures import attention_figures, decode_figures
+from rollout.journal import JournalWriter, forget_steps_before
+from rollout.journal_record import FORMAT, StepBegan
 from rollout.metrics import StepSummary, series, summarise_job, summarise_step
 from rollout.monitor import Monitor
 from rollout.paced_engines import paced_spec
-from rollout.progress import Progress, SlowestNow, StepState
+from rollout.progress import Progress, StepState
 from rollout.records import TrajectoryWriter
 from rollout.replay import ReplayPlan, max_context_tokens, plan_replay
 from rollout.report import print_report
+from rollout.resumption import Resumption, digest_of, find_resumption
 from rollout.run_dir import RunDir
 from rollout.snic_meter import SnicMeter
-from rollout.summary import ReplayFigures
+from rollout.summary import ReplayFigures, ResumedFigures
 from rollout.tasks import Task, bundled_tasks_path, load_tasks, step_tasks
 from rollout.trainer_group import TrainerGroup
 from rollout.types import Trajectory
@@ -52,26 +57,30 @@ _NUM_GENERATED_TASKS = 4096
 _PROGRESS_EVERY_S = 0.5
 
 
-def run_job(config: RunConfig) -> int:
-    """Run the job to its end; returns the exit code. Raises RolloutError with one line."""
+def run_job(config: RunConfig, overrides: Sequence[str] = ()) -> int:
+    """Run the job to its end; returns the exit code. Raises RolloutError with one line.
+
+    `overrides` are what `config` was composed with, for whoever resumes the run.
+    """
     if config.resume is not None:
         config = replace(config, run_dir=config.resume)
     try:
-        asyncio.run(_run(config))
+        asyncio.run(_run(config, overrides))
     except (EngineError, KvStoreError) as error:
         raise RolloutError(" ".join(str(error).split())) from error
     return 0
 
 
-async def _run(config: RunConfig) -> None:
+async def _run(config: RunConfig, overrides: Sequence[str]) -> None:
+    resumption = None if config.resume is None else find_resumption(Path(config.resume), config)
     async with AsyncExitStack() as stack:
         run_dir = stack.enter_context(
             RunDir.open(config.run_dir, overwrite=config.overwrite, resume=config.resume is not None)
         )
-        run_dir.write_config(to_yaml(config))
+        run_dir.write_config(to_yaml(config), overrides)
         progress = stack.enter_context(Progress.open(sys.stderr))
         monitor = stack.enter_context(Monitor.open(run_dir, config.monitor, asdict(config)))
-        desk = _Desk(config, run_dir, progress, monitor)
+        desk = _Desk(config, run_dir, progress, monitor, resumption)
         if config.model.warm_start is not None:
             desk.config = _with_warm_model(desk)
         if config.job == "replay":
@@ -90,6 +99,7 @@ async def _run(config: RunConfig) -> None:
             timing_s=desk.timing_s,
             versions=_versions(),
             replay=desk.replay_figures,
+            resumed=desk.resumed,
         )
         run_dir.write_summary(summary)
         monitor.finish(summary)
@@ -104,6 +114,9 @@ class _Desk:
     run_dir: RunDir
     progress: Progress
     monitor: Monitor
+    resumption: Resumption | None = None
+    """What the run goes on from; None: it begins."""
+    resumed: ResumedFigures | None = None
     steps: list[StepSummary] = field(default_factory=list)
     timing_s: dict[str, float] = field(default_factory=dict)
     replay: ReplayPlan | None = None
@@ -140,12 +153,14 @@ def _with_warm_model(desk: _Desk) -> RunConfig:
     # transformers, which building a model needs, is not worth its import to other jobs.
     from rollout.char_model import make_char_model
 
-    config, folder = desk.config, desk.run_dir.path / "model"
+    config, folder = desk.config, desk.run_dir.model
     assert config.model.warm_start is not None
     if config.resume is None or not folder.is_dir():
+        draft = folder.with_name("model.draft")  # a resumed run finds the whole model or none
         with desk.timed("warm_start", "training the tiny model's warm start"):
-            make_char_model(folder, config.seed)
-            done = warm_start(folder, config.model.warm_start, config.seed, _warm_progress(desk))
+            make_char_model(draft, config.seed)
+            done = warm_start(draft, config.model.warm_start, config.seed, _warm_progress(desk))
+            draft.rename(folder)
         desk.progress.phase(f"warm start: {done.steps} steps, loss {done.loss:.3f}, {done.seconds:.0f} s")
     return replace(config, model=replace(config.model, path=str(folder), warm_start=None))
 
@@ -165,7 +180,11 @@ async def _players(desk: _Desk) -> AsyncIterator[tuple[AsyncRolloutBackend, Trai
     """The engines with their agent workers, and the trainer if the job has one."""
     config = desk.config
     with desk.timed("start", "starting Ray, engines and agent workers"):
-        backend = AsyncRolloutBackend(config)
+        backend = AsyncRolloutBackend(
+            config,
+            weights=None if desk.resumption is None else desk.resumption.weights,
+            keeps_records=config.controller.journal,
+        )
         await backend.start()
     ray = RayCluster(None, num_nodes=0, start_deadline_s=config.engines.start_deadline_s)
     try:
@@ -177,6 +196,9 @@ async def _players(desk: _Desk) -> AsyncIterator[tuple[AsyncRolloutBackend, Trai
                     ray.spawn, config.trainer, config.model.path, seed=config.seed
                 )
         yield backend, trainer
+    except BaseException:
+        await backend.close(keep_kv=True)  # whoever resumes finds it
+        raise
     finally:
         ray.close()
         await backend.close()
@@ -187,7 +209,7 @@ async def _players(desk: _Desk) -> AsyncIterator[tuple[AsyncRolloutBackend, Trai
 
 async def _run_steps(desk: _Desk, backend: AsyncRolloutBackend, trainer: TrainerGroup | None) -> None:
     tasks = _tasks(desk.config)
-    first_step = await _resume(desk, backend, trainer)
+    first_step = await _resume(desk, trainer)
     with TrajectoryWriter(desk.run_dir.trajectories, first_step) as writer:
         for step in range(first_step, desk.num_train_steps + 1):
             chosen = step_tasks(tasks, step, desk.config.task.prompts_per_step, desk.config.seed)
@@ -229,14 +251,15 @@ async def _snic_bytes(backend: AsyncRolloutBackend) -> tuple[int, ...]:
     return (await backend.kv_bytes()).snic_bytes
 
 
-async def _resume(desk: _Desk, backend: AsyncRolloutBackend, trainer: TrainerGroup | None) -> int:
-    """The step to begin with; a resumed run's engines get the checkpoint's weights first."""
-    if desk.config.resume is None or trainer is None:
+async def _resume(desk: _Desk, trainer: TrainerGroup | None) -> int:
+    """The step to begin with; a resumed run's trainer stands where its checkpoint was made."""
+    if desk.resumption is None:
         return 0
-    with desk.timed("resume", f"resuming from {desk.run_dir.checkpoints}"):
-        step, weights_version = await trainer.load(str(desk.run_dir.checkpoints))
-        await backend.update_weights(weights_version, trainer.weights())
-    return step
+    desk.progress.phase(desk.resumption.told())
+    if trainer is not None and desk.resumption.has_checkpoint:
+        with desk.timed("resume", f"loading {desk.run_dir.checkpoints}"):
+            await trainer.load(str(desk.run_dir.checkpoints))
+    return desk.resumption.step
 
 
 async def _rollout(
@@ -247,45 +270,72 @@ async def _rollout(
     writer: TrajectoryWriter,
 ) -> list[Trajectory]:
     """One rollout step: play, record, measure. What has ended is recorded even if the step is cut short."""
-    before = await backend.kv_bytes()
+    samples, earlier = backend.samples(tasks, step), Earlier()
+    digest = digest_of(samples)
+    resumption = desk.resumption if desk.resumption and desk.resumption.step == step else None
+    if resumption is not None:
+        samples, earlier = resumption.take_up(samples)
+    before, replaced = await backend.kv_bytes(), backend.num_replaced
     done: list[Trajectory] = []
-    watcher = asyncio.create_task(_watch(desk, backend, step, done))
+    watcher = asyncio.create_task(_watch(desk, backend, step, samples, earlier, done))
     try:
-        async for trajectory in backend.stream(tasks):
-            done.append(trajectory)
+        async with _journal(desk, backend, step, digest):
+            async for trajectory in backend.play(samples, earlier):
+                done.append(trajectory)
     finally:
         watcher.cancel()
         writer.append(step, done)
     await backend.settled()
     moved = await backend.kv_bytes() - before
-    desk.steps.append(summarise_step(done, step, backend.weights_version, moved))
+    if resumption is not None:
+        desk.resumed = resumption.figures(samples, done)
+    replaced = backend.num_replaced - replaced
+    summary = summarise_step(done, step, backend.weights_version, moved, num_replaced=replaced)
+    desk.steps.append(summary)
     figures = await backend.store_figures() | await backend.estimate_figures()
-    desk.monitor.log(series(desk.steps[-1]) | figures, step=step)
+    desk.monitor.log(series(summary) | figures, step=step)
     return done
 
 
-async def _watch(desk: _Desk, backend: AsyncRolloutBackend, step: int, done: list[Trajectory]) -> None:
+@asynccontextmanager
+async def _journal(desk: _Desk, backend: AsyncRolloutBackend, step: int, digest: str) -> AsyncIterator[None]:
+    """Inside, every finished turn is written down."""
+    if not desk.config.controller.journal:
+        yield
+        return
+    weights = backend.weights
+    began = StepBegan(FORMAT, step, weights.version, weights.weights_id, digest)
+    with JournalWriter(desk.run_dir.journal, began) as journal:
+        async with backend.recording(journal):
+            yield
+
+
+async def _watch(
+    desk: _Desk,
+    backend: AsyncRolloutBackend,
+    step: int,
+    samples: Sequence[Sample],
+    earlier: Earlier,
+    done: list[Trajectory],
+) -> None:
     """Show the step's state now and then, until cancelled."""
-    config, started_s = desk.config, time.monotonic()
+    begun = await backend.glance(1)
+    turns_before = sum(len(trajectory.turns) for _, trajectory in earlier.ended)
+    turns_before += sum(len(sample.history.turns) for sample in samples if sample.history)
     while True:
-        running = backend.running
-        oldest = min(running, key=lambda r: r.started_s, default=None)
-        slowest = None
-        if oldest is not None:
-            running_s = time.monotonic() - started_s - oldest.started_s
-            phase = await backend.phase(oldest.trajectory_id)
-            slowest = SlowestNow(oldest.trajectory_id, phase or "a turn", running_s)
+        glance = await backend.glance(1)
         desk.progress.step(
             StepState(
                 step=step,
                 num_steps=desk.num_train_steps + 1,
-                num_trajectories=(
-                    config.task.trajectories_per_step if desk.replay is None else len(desk.replay.tasks)
-                ),
+                num_trajectories=len(samples),
                 num_done=len(done),
-                num_running=len(running),
-                num_turns=sum(len(trajectory.turns) for trajectory in done),
-                slowest=slowest,
+                num_running=len(backend.running),
+                num_turns=turns_before + glance.num_turns - begun.num_turns,
+                num_turns_expected=None if desk.replay is None else desk.replay.num_turns,
+                num_done_before=len(earlier.ended),
+                num_turns_before=turns_before,
+                slowest=glance.oldest[0] if glance.oldest else None,
             )
         )
         await asyncio.sleep(_PROGRESS_EVERY_S)
@@ -311,6 +361,7 @@ async def _train(
             await trainer.save(
                 str(desk.run_dir.checkpoints), step=step + 1, weights_version=backend.weights_version
             )
+        forget_steps_before(desk.run_dir.journal, step + 1)
 
 
 def _tasks(config: RunConfig) -> list[Task]:

@@ -19,18 +19,22 @@ from dataclasses import dataclass, field, fields
 from functools import reduce
 from itertools import zip_longest
 from operator import add
+from statistics import fmean
 
 from engines.types import PhaseSeconds
+from rollout.batch import is_usable
 from rollout.summary import (
     Distribution,
+    Dropped,
     Figures,
     JobSummary,
     KVFigures,
     ReplayFigures,
+    ResumedFigures,
     Slowest,
     StepFigures,
 )
-from rollout.types import Outcome, Trajectory
+from rollout.types import Outcome, StopReason, Trajectory
 
 TAIL_STARTS_AT = 0.9
 """Share of a step's trajectories after whose finish the step's tail begins."""
@@ -149,6 +153,8 @@ class StepSummary:
     totals: Totals
     tail_frac: float | None
     slowest: Slowest | None
+    num_replaced: int
+    dropped: Dropped
 
     @property
     def jct_s(self) -> float:
@@ -161,6 +167,8 @@ class StepSummary:
             "weights_version": self.weights_version,
             "tail_frac": self.tail_frac,
             "slowest": self.slowest,
+            "replaced": self.num_replaced,
+            "dropped": self.dropped,
         }
 
 
@@ -184,9 +192,17 @@ def distribution(samples: Sequence[float]) -> Distribution:
 
 
 def summarise_step(
-    trajectories: Sequence[Trajectory], step: int, weights_version: int, kv: KVBytes
+    trajectories: Sequence[Trajectory],
+    step: int,
+    weights_version: int,
+    kv: KVBytes,
+    *,
+    num_replaced: int = 0,
 ) -> StepSummary:
-    """The figures of one rollout step; `kv` is what was moved during it."""
+    """The figures of one rollout step; `kv` is what was moved during it.
+
+    `num_replaced` trajectories failed, were played again and are not among `trajectories`.
+    """
     first_start_s = min((t.started_s for t in trajectories), default=0.0)
     return StepSummary(
         step=step,
@@ -194,6 +210,8 @@ def summarise_step(
         totals=_step_totals(trajectories, first_start_s, kv),
         tail_frac=_tail_frac([t.finished_s - first_start_s for t in trajectories]),
         slowest=_slowest(trajectories),
+        num_replaced=num_replaced,
+        dropped=_dropped(trajectories),
     )
 
 
@@ -233,11 +251,24 @@ def _slowest(trajectories: Sequence[Trajectory]) -> Slowest | None:
     if not trajectories:
         return None
     slowest = max(trajectories, key=lambda t: t.duration_s)
+    phases = slowest.phases.as_dict()
+    phase = max(phases, key=phases.__getitem__)
     return {
         "trajectory_id": slowest.trajectory_id,
         "turns": len(slowest.turns),
         "tokens": slowest.num_tokens,
         "duration_s": slowest.duration_s,
+        "phase": phase,
+        "phase_s": phases[phase],
+    }
+
+
+def _dropped(trajectories: Sequence[Trajectory]) -> Dropped:
+    dropped = [t.num_tokens for t in trajectories if t.stop_reason is StopReason.DROPPED]
+    kept = [t.num_tokens for t in trajectories if is_usable(t)]
+    return {
+        "count": len(dropped),
+        "tokens_over_kept": fmean(dropped) / fmean(kept) if dropped and sum(kept) else None,
     }
 
 
@@ -249,6 +280,7 @@ def summarise_job(
     timing_s: Mapping[str, float],
     versions: Mapping[str, str],
     replay: ReplayFigures | None = None,
+    resumed: ResumedFigures | None = None,
 ) -> JobSummary:
     """The content of summary.json; `timing_s` tells what stands beside the JCT, such as `train`."""
     totals = reduce(add, (step.totals for step in steps), Totals())
@@ -259,6 +291,7 @@ def summarise_job(
         "steps": [step.figures() for step in steps],
         "timing_s": dict(timing_s),
         "replay": replay,
+        "resumed": resumed,
         "versions": dict(versions),
     }
 

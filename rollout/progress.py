@@ -14,24 +14,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
+from rollout.glance import AgentNow
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import TaskID
 
 PLAIN_LINE_EVERY_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class SlowestNow:
-    """The trajectory that has been running longest."""
-
-    trajectory_id: str
-    phase: str
-    """What it is doing: one of PHASES, or any short word."""
-    running_s: float
-
-    def __str__(self) -> str:
-        return f"{self.trajectory_id} in {self.phase} after {_duration(self.running_s)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +34,14 @@ class StepState:
     num_done: int
     num_running: int
     num_turns: int
-    """Turns finished, over all trajectories."""
-    slowest: SlowestNow | None = None
+    """Turns finished, over all trajectories, those that run too."""
+    num_turns_expected: int | None = None
+    """In the end; None: nobody knows."""
+    num_done_before: int = 0
+    num_turns_before: int = 0
+    """Of both, what a resumed run was given."""
+    slowest: AgentNow | None = None
+    """The trajectory that has been running longest."""
 
     @property
     def title(self) -> str:
@@ -55,7 +50,16 @@ class StepState:
     @property
     def counts(self) -> str:
         done = f"{self.num_done}/{self.num_trajectories} done"
-        return f"{done}, {self.num_running} running, {self.num_turns} turns"
+        turns = f"{self.num_turns}" + (f"/{self.num_turns_expected}" if self.num_turns_expected else "")
+        return f"{done}, {self.num_running} running, {turns} turns"
+
+    @property
+    def words_slowest(self) -> str:
+        """Who holds the step up, and in what."""
+        slowest = self.slowest
+        if slowest is None:
+            return ""
+        return f"{slowest.trajectory_id} in {slowest.phase} after {_duration(slowest.running_s)}"
 
     def words_left(self, left_s: float | None) -> str:
         """The time left, to follow the counts; nothing where it is not known or all are done."""
@@ -64,10 +68,15 @@ class StepState:
         return f", about {_duration(left_s)} left"
 
     def left_s(self, elapsed_s: float) -> float | None:
-        """Seconds left if trajectories go on finishing as fast as they did; None before the first."""
-        if self.num_done == 0:
-            return None
-        return elapsed_s / self.num_done * (self.num_trajectories - self.num_done)
+        """Seconds left if it goes on as fast as in the `elapsed_s` so far; None if nothing has ended yet.
+
+        By turns where it is known how many there will be, by trajectories else.
+        """
+        ended, left = self.num_done - self.num_done_before, self.num_trajectories - self.num_done
+        if self.num_turns_expected is not None:
+            ended = self.num_turns - self.num_turns_before
+            left = max(0, self.num_turns_expected - self.num_turns)
+        return elapsed_s / ended * left if ended > 0 else None
 
 
 class Display(Protocol):
@@ -158,7 +167,7 @@ class LineDisplay:
             return
         self._step = state.step
         self._next_line_s = at_s + PLAIN_LINE_EVERY_S
-        slowest = "" if state.slowest is None else f", slowest {state.slowest}"
+        slowest = f", slowest {state.words_slowest}" if state.slowest else ""
         self._print(f"{state.title}: {state.counts}{state.words_left(left_s)}{slowest}", at_s)
 
     def close(self, at_s: float) -> None:
@@ -210,7 +219,7 @@ class BarDisplay:
             total=state.num_trajectories,
             counts=state.counts + state.words_left(left_s),
         )
-        self._slowest = str(state.slowest or "")
+        self._slowest = state.words_slowest
         if begins:
             self._live.refresh()
 

@@ -42,6 +42,11 @@ class ReplayPlan:
     """The least time it could take with paced engines."""
 
     @property
+    def num_turns(self) -> int:
+        """Of all agents together."""
+        return sum(len(task.session.rounds) for task in self.tasks)
+
+    @property
     def time_scale(self) -> float:
         """What modelled times are divided by; 1 where a model runs."""
         return self.config.time_scale if paced_spec(self.config) is not None else 1.0

@@ -23,7 +23,18 @@ from engines.types import (
     SamplingParams,
     TurnResult,
 )
-from rollout.agent_run import AgentRun, Engines, Failure, Sample, Stopwatch, engine_errors, fill, play
+from rollout.agent_run import (
+    AgentRun,
+    Engines,
+    Failure,
+    OnRecord,
+    Sample,
+    Stopwatch,
+    engine_errors,
+    fill,
+    no_record,
+    play,
+)
 from rollout.limits import Limits
 from rollout.replay_task import ReplayTask
 from rollout.replay_tokens import TokenSource
@@ -46,10 +57,15 @@ class ReplaySetup:
 
 
 async def run_replay(
-    sample: Sample, setup: ReplaySetup, abort: asyncio.Event | None, on_phase: OnPhase
+    sample: Sample,
+    setup: ReplaySetup,
+    abort: asyncio.Event | None,
+    on_phase: OnPhase,
+    on_record: OnRecord = no_record,
 ) -> Trajectory:
-    """Play the sample's session to its end, or until `abort` is set."""
-    return await play(_ReplayRun(sample, setup, on_phase), abort)
+    """Play the sample's session to its end, or until `abort` is set; what it has a history of is not
+    played."""
+    return await play(_ReplayRun(sample, setup, on_phase, on_record), abort)
 
 
 async def prepare_history(task: ReplayTask, setup: ReplaySetup) -> int:
@@ -73,16 +89,17 @@ async def prepare_history(task: ReplayTask, setup: ReplaySetup) -> int:
 class _ReplayRun(AgentRun):
     """The trajectory of a recorded session played again."""
 
-    def __init__(self, sample: Sample, setup: ReplaySetup, on_phase: OnPhase) -> None:
-        super().__init__(sample, setup, None, on_phase)
+    def __init__(self, sample: Sample, setup: ReplaySetup, on_phase: OnPhase, on_record: OnRecord) -> None:
+        super().__init__(sample, setup, None, on_phase, on_record)
         assert isinstance(sample.task, ReplayTask), sample
         self._session = sample.task.session
         self._tokens = setup.tokens
         self._tool_wait_scale = setup.tool_wait_scale
 
     async def play(self) -> StopReason:
-        context = self._open(self._tokens.spell(self._session.history))
-        for index, each in enumerate(self._session.rounds):
+        context = self._begin()
+        num_played = len(self._turns)
+        for index, each in enumerate(self._session.rounds[num_played:], start=num_played):
             context = self._append(context, each)
             if len(context) + each.output_tokens > self.limits.max_context_tokens:
                 return StopReason.MAX_CONTEXT
@@ -90,6 +107,15 @@ class _ReplayRun(AgentRun):
             if reason is not None:
                 return reason
         return StopReason.DONE
+
+    def _begin(self) -> Context:
+        """The context before the first round that is left."""
+        if not self._turns:
+            return self._open(self._tokens.spell(self._session.history))
+        with engine_errors():
+            context = self._setup.engines.open_context()
+        context.append(self._segments[-1].token_ids)
+        return context
 
     async def _take_round(self, context: Context, rounds: Sequence[Round]) -> StopReason | None:
         """The first of `rounds`, which are all that are left; the context has what it appends."""

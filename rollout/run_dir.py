@@ -3,7 +3,10 @@
     <run_dir>/.rollout_lock          held while a run is alive; its presence says a run made this folder
               config.yaml            the run's whole configuration
               metrics.jsonl          every series, a line at a time
+              overrides.json         what was given on the command line, for `resume`
               trajectories.parquet   every trajectory (trajectories.parts/ while the run is going)
+              journal/               every finished turn, for `resume`
+              stalls.txt             who waited where, if nothing moved for a while
               summary.json           written last: a folder that has it holds a finished run
               wandb/ kvstore/ checkpoints/
               model/                 the tiny model, where the run makes its own
@@ -21,7 +24,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -32,9 +35,26 @@ from rollout.errors import UserError
 from rollout.perfetto import write_trace
 
 LOCK_NAME = ".rollout_lock"
-RESULTS = ("summary.json", "trajectories.parquet", "trajectories.parts", "metrics.jsonl", "checkpoints")
+RESULTS = (
+    "summary.json",
+    "trajectories.parquet",
+    "trajectories.parts",
+    "journal",
+    "metrics.jsonl",
+    "checkpoints",
+)
 """What is worth keeping of a run, most telling first."""
-ALL_NAMES = (*RESULTS, "config.yaml", "trace.json", "model", "wandb", "kvstore")
+ALL_NAMES = (
+    *RESULTS,
+    "config.yaml",
+    "overrides.json",
+    "stalls.txt",
+    "trace.json",
+    "model",
+    "wandb",
+    "kvstore",
+)
+_OVERRIDES = "overrides.json"
 
 
 class RunDirError(UserError):
@@ -121,8 +141,17 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def write_config(self, yaml_text: str) -> None:
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal"
+
+    @property
+    def stalls(self) -> Path:
+        return self.path / "stalls.txt"
+
+    def write_config(self, yaml_text: str, overrides: Sequence[str]) -> None:
         self._replace(self.config, yaml_text)
+        self._replace(self.path / _OVERRIDES, json.dumps(list(overrides)) + "\n")
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write summary.json in one go: it is there and whole, or not there. The run is finished."""
@@ -157,6 +186,24 @@ class RunDir:
         for name in ALL_NAMES:
             with _told_in_one_line(f"cannot remove {self.path / name}"):
                 _remove(self.path / name)
+
+
+def resumed_overrides(overrides: Sequence[str]) -> list[str]:
+    """With `resume=RUN_DIR` among them: that run's own, then those of the rest that it has not."""
+    run_dir = next((o.partition("=")[2] for o in overrides if o.startswith("resume=")), "null")
+    if run_dir in ("null", ""):
+        return list(overrides)
+    try:
+        before = json.loads((Path(run_dir) / _OVERRIDES).read_text(encoding="utf-8"))
+        assert all(isinstance(override, str) for override in before)
+    except (OSError, ValueError, TypeError, AssertionError):
+        return list(overrides)  # what is wrong with the folder is said where it is judged
+    given = {_key_of(override) for override in overrides}
+    return [o for o in before if _key_of(o) not in given | {"run_dir", "overwrite"}] + list(overrides)
+
+
+def _key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _make_folder(folder: Path) -> None:

@@ -47,6 +47,18 @@ class Slowest(TypedDict):
     turns: int
     tokens: int
     duration_s: float
+    phase: str
+    """Where most of its time went."""
+    phase_s: float
+
+
+class Dropped(TypedDict):
+    """Trajectories that were ended because enough of their group had ended well (controller.oversample)."""
+
+    count: int
+    tokens_over_kept: float | None
+    """Their mean length when they were ended over that of the kept ones: above 1, what is kept is biased to
+    the short, at least by so much."""
 
 
 class Figures(TypedDict):
@@ -73,6 +85,10 @@ class StepFigures(Figures):
     weights_version: int
     tail_frac: float | None
     """Share of the JCT that was left when 90 % of the trajectories were done."""
+    replaced: int
+    """Failed trajectories that were played again (controller.group_policy=replace) and are not counted
+    else."""
+    dropped: Dropped
     slowest: Slowest | None
 
 
@@ -165,6 +181,24 @@ class ReplayFigures(TypedDict):
     slo: NotRequired[SloFigures]
 
 
+class ResumedFigures(TypedDict):
+    """What a resumed run went on from. Its KV figures are of the last life alone."""
+
+    step: int
+    elapsed_s: float
+    """What the step's clock showed when it was cut off: the JCT counts on from there."""
+    ended: int
+    """Trajectories that had ended and came back as they were."""
+    continued: int
+    """Trajectories that went on from their last finished turn."""
+    continued_turns: int
+    """Turns they had."""
+    begun_anew: int
+    """Trajectories that had turns and lost them, as their environment answered otherwise than before."""
+    torn_bytes: int
+    """Of the journal's last record, which was not whole."""
+
+
 class JobSummary(Figures):
     """The content of summary.json."""
 
@@ -175,4 +209,6 @@ class JobSummary(Figures):
     """What is not in the JCT, such as `train`."""
     replay: ReplayFigures | None
     """Of a replay."""
+    resumed: ResumedFigures | None
+    """Of a resumed run."""
     versions: dict[str, str]

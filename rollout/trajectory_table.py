@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from engines.types import PHASES, FinishReason, PhaseSeconds
+from rollout.journal_record import writable
 from rollout.types import Segment, StopReason, Trajectory, Turn
 
 VERSION_KEY = b"rollout.trajectories.version"
@@ -74,13 +75,13 @@ def to_table(step: int, trajectories: Sequence[Trajectory]) -> pa.Table:
     """One row each, all of one step. `outcome` is written for readers; it follows from stop_reason."""
     columns: dict[str, list[object] | pa.Array] = {
         "step": [step] * len(trajectories),
-        "task_id": [_text(t.task_id) for t in trajectories],
-        "group_id": [_text(t.group_id) for t in trajectories],
+        "task_id": [writable(t.task_id) for t in trajectories],
+        "group_id": [writable(t.group_id) for t in trajectories],
         "sample_index": [t.sample_index for t in trajectories],
         "reward": [t.reward for t in trajectories],
         "outcome": [t.outcome.value for t in trajectories],
         "stop_reason": [t.stop_reason.value for t in trajectories],
-        "error": [None if t.error is None else _text(t.error) for t in trajectories],
+        "error": [None if t.error is None else writable(t.error) for t in trajectories],
         "started_s": [t.started_s for t in trajectories],
         "duration_s": [t.duration_s for t in trajectories],
         "phases": [t.phases.as_dict() for t in trajectories],
@@ -99,11 +100,6 @@ def from_table(table: pa.Table) -> Iterator[tuple[int, Trajectory]]:
     segments = _segments(table.column("segments"))
     for row in table.drop_columns(["segments", "outcome"]).to_pylist():
         yield row.pop("step"), _trajectory(row, next(segments))
-
-
-def _text(text: str) -> str:
-    """The same text, unless it has half a surrogate pair, which no file can hold: that is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _turn_row(turn: Turn) -> Row:

@@ -48,6 +48,8 @@ class StopReason(StrEnum):
     """It took the longest it may."""
     ABORTED = "aborted"
     """The caller took it back."""
+    DROPPED = "dropped"
+    """Enough others of its group had ended well (controller.oversample)."""
     TOOL_ERROR = "tool_error"
     """The environment or a tool raised."""
     ENGINE_ERROR = "engine_error"
@@ -60,6 +62,7 @@ OUTCOME_OF: dict[StopReason, Outcome] = {
     StopReason.MAX_CONTEXT: Outcome.TRUNCATED,
     StopReason.MAX_TOKENS: Outcome.TRUNCATED,
     StopReason.ABORTED: Outcome.TRUNCATED,
+    StopReason.DROPPED: Outcome.TRUNCATED,
     StopReason.WALL_TIME: Outcome.TIMED_OUT,
     StopReason.TOOL_ERROR: Outcome.TOOL_FAILED,
     StopReason.ENGINE_ERROR: Outcome.ENGINE_FAILED,

@@ -7,22 +7,30 @@ which trajectories exist elsewhere.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
+from pathlib import Path
 
 from engines.client import ClientParts
 from engines.model.kv_pattern import VOCABULARY
 from engines.model.tokenizer import end_token_ids, load_tokenizer, ordinary_token_ids
-from engines.types import OnPhase, SamplingParams
+from engines.types import SamplingParams
 from rollout.agent import AgentSetup, run_agent
 from rollout.agent_run import Sample
+from rollout.glance import AgentNow, Glance
+from rollout.journal_record import Record, TurnEnded, frame
 from rollout.limits import Limits
 from rollout.prompt_format import open_format
 from rollout.replay_agent import ReplaySetup, prepare_history, run_replay
 from rollout.replay_task import ReplayTask
 from rollout.replay_tokens import TokenSource
+from rollout.stacks import stacks
 from rollout.types import Trajectory
+from rollout.watchdog import LoopAlarm
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,47 +44,112 @@ class WorkerSpec:
     limits: Limits
     tool_wait_scale: float = 0.0
     """Of replayed sessions."""
+    keeps_records: bool = False
+    """Whether somebody comes for `records`."""
+    stalls: tuple[Path, float] | None = None
+    """Where to write this process's threads when it has not been asked what it does for so many seconds."""
+
+
+@dataclass(slots=True)
+class _Agent:
+    """A trajectory that runs here."""
+
+    abort: asyncio.Event = field(default_factory=asyncio.Event)
+    started_s: float | None = None
+    """None: it has been aborted and is not here yet."""
+    phase: str = "other"
+    phase_began_s: float = 0.0
+    num_turns: int = 0
 
 
 class AgentWorker:
     """Runs agents; all methods belong to one event loop."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._spec = spec
         self._engines = spec.parts.client()
-        self._aborts: dict[str, asyncio.Event] = {}
-        self._phases: dict[str, str] = {}
+        self._clock = clock
+        self._agents: dict[str, _Agent] = {}
+        """In the order in which they came."""
+        self._records: list[bytes] = []
+        """Frames that nobody has on record yet."""
+        self._first_record = 0
+        self._has_records = asyncio.Event()
+        self._num_moves = self._num_turns = 0
+        self._alarm = None if spec.stalls is None else LoopAlarm(*spec.stalls)
 
     async def run(self, sample: Sample) -> Trajectory:
         """Play one sample to its end. Its `started_s` is 0: the caller knows when the step began."""
-        abort = self._aborts.setdefault(sample.trajectory_id, asyncio.Event())
+        agent = self._agents.setdefault(sample.trajectory_id, _Agent())
+        agent.started_s = agent.phase_began_s = self._clock()
         try:
-            return await self._play(
-                sample, abort, lambda phase: self._phases.update({sample.trajectory_id: phase})
-            )
+            return await self._play(sample, agent)
         finally:
-            self._phases.pop(sample.trajectory_id, None)
-            self._aborts.pop(sample.trajectory_id, None)
+            del self._agents[sample.trajectory_id]
+            if self._alarm is not None and not self._agents:
+                self._alarm.stop()
 
-    async def phase(self, trajectory_id: str) -> str | None:
-        """What a trajectory does or waits for now, one of PHASES; None if it does not run here."""
-        return self._phases.get(trajectory_id)
+    async def glance(self, num_oldest: int) -> Glance:
+        """What the agents here do now."""
+        if self._alarm is not None and self._agents:
+            self._alarm.put_off()
+        now_s = self._clock()
+        here = ((name, agent) for name, agent in self._agents.items() if agent.started_s is not None)
+        oldest = tuple(
+            AgentNow(name, now_s - agent.started_s, agent.phase, now_s - agent.phase_began_s, agent.num_turns)
+            for name, agent in islice(here, num_oldest)
+            if agent.started_s is not None
+        )
+        return Glance(self._num_moves, self._num_turns, oldest)
+
+    async def stacks(self) -> str:
+        """What this process is doing."""
+        return stacks()
+
+    async def records(self, after: int, wait_s: float) -> tuple[int, list[bytes]]:
+        """Frames of what has ended here, from number `after` on, and the number of the next.
+
+        Those before `after` are forgotten. Where there are none yet, it waits for some.
+        """
+        del self._records[: max(0, after - self._first_record)]
+        self._first_record = max(self._first_record, after)
+        if not self._records:
+            self._has_records.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._has_records.wait()
+        return self._first_record + len(self._records), self._records[:]
 
     async def abort(self, trajectory_id: str) -> None:
         """End a trajectory; it comes back with what it has.
 
         Calls may overtake one another, so this one may be here before its `run`.
         """
-        self._aborts.setdefault(trajectory_id, asyncio.Event()).set()
+        self._agents.setdefault(trajectory_id, _Agent()).abort.set()
 
     async def prepare(self, task: ReplayTask) -> int:
         """Have the KV of a replayed session's history stored; the tokens that were computed for it."""
         return await prepare_history(task, self._replay_setup)
 
-    async def _play(self, sample: Sample, abort: asyncio.Event, on_phase: OnPhase) -> Trajectory:
+    async def _play(self, sample: Sample, agent: _Agent) -> Trajectory:
+        def on_phase(phase: str) -> None:
+            agent.phase, agent.phase_began_s = phase, self._clock()
+            self._num_moves += 1
+
+        def on_record(record: Record) -> None:
+            self._num_moves += 1
+            if isinstance(record, TurnEnded):
+                agent.num_turns += 1
+                self._num_turns += 1
+            if self._spec.keeps_records:
+                self._records.append(frame(record))
+                self._has_records.set()
+
         if isinstance(sample.task, ReplayTask):
-            return await run_replay(sample, self._replay_setup, abort, on_phase)
-        return await run_agent(sample, self._agent_setup, abort=abort, on_phase=on_phase)
+            return await run_replay(sample, self._replay_setup, agent.abort, on_phase, on_record)
+        return await run_agent(
+            sample, self._agent_setup, abort=agent.abort, on_phase=on_phase, on_record=on_record
+        )
 
     @cached_property
     def _agent_setup(self) -> AgentSetup:

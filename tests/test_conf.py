@@ -27,6 +27,7 @@ CONFIG_MODULES = (
     "engines/model/profile.py",
     "engines/scheduling/settings.py",
     "rollout/config.py",
+    "rollout/controller_config.py",
     "rollout/trainer_config.py",
     "rollout/warm_start_config.py",
 )

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from engines.errors import EngineFailed
 from engines.types import PhaseSeconds
 from rollout.agent import Sample
-from rollout.controller import Controller
+from rollout.controller import Controller, Earlier
+from rollout.errors import RolloutError, UserError
+from rollout.glance import AgentNow, Glance
+from rollout.step_policy import GroupRules
 from rollout.tasks import Task
 from rollout.types import Outcome, StopReason, Trajectory
 
@@ -19,8 +23,17 @@ from rollout.types import Outcome, StopReason, Trajectory
 class ScriptedWorker:
     """Answers after some turns of the event loop; raises for the samples it is told to."""
 
-    def __init__(self, failing: frozenset[int] = frozenset(), seed: int = 0) -> None:
+    def __init__(
+        self,
+        failing: frozenset[int] = frozenset(),
+        seed: int = 0,
+        *,
+        fails_first: frozenset[int] = frozenset(),
+    ) -> None:
         self.failing = failing
+        self.fails_first = fails_first
+        """These fail in the end of their first attempt, as data."""
+        self.played: list[Sample] = []
         self.random = random.Random(seed)
         self.num_running = self.most_running = 0
         self.seen: list[str] = []
@@ -28,6 +41,7 @@ class ScriptedWorker:
 
     async def run(self, sample: Sample) -> Trajectory:
         self.seen.append(sample.trajectory_id)
+        self.played.append(sample)
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
         try:
@@ -35,6 +49,8 @@ class ScriptedWorker:
                 await asyncio.sleep(0)
             if sample.sample_index in self.failing:
                 raise EngineFailed("the worker is dead")
+            if sample.sample_index in self.fails_first and not sample.attempt:
+                return replace(trajectory_of(sample), stop_reason=StopReason.TOOL_ERROR)
             return trajectory_of(sample)
         finally:
             self.num_running -= 1
@@ -42,8 +58,30 @@ class ScriptedWorker:
     async def abort(self, trajectory_id: str) -> None:
         self.aborted.append(trajectory_id)
 
-    async def phase(self, trajectory_id: str) -> str | None:
-        return "decode"
+    async def glance(self, num_oldest: int) -> Glance:
+        return Glance(num_moves=3, num_turns=2, oldest=(AgentNow("g0/0", 5.0, "decode", 1.0, 2),))
+
+    async def stacks(self) -> str:
+        return "here"
+
+
+class StoppableWorker(ScriptedWorker):
+    """Its slow samples run until they are aborted."""
+
+    def __init__(self, slow: frozenset[int]) -> None:
+        super().__init__()
+        self.slow = slow
+        self.stops: dict[str, asyncio.Event] = {}
+
+    async def run(self, sample: Sample) -> Trajectory:
+        if sample.sample_index not in self.slow:
+            return await super().run(sample)
+        self.played.append(sample)
+        await self.stops.setdefault(sample.trajectory_id, asyncio.Event()).wait()
+        return replace(trajectory_of(sample), stop_reason=StopReason.ABORTED)
+
+    async def abort(self, trajectory_id: str) -> None:
+        self.stops.setdefault(trajectory_id, asyncio.Event()).set()
 
 
 def trajectory_of(sample: Sample) -> Trajectory:
@@ -135,19 +173,105 @@ def test_phases_still_sum_to_the_duration_on_the_steps_clock() -> None:
         assert trajectory.duration_s > 0
 
 
-def test_a_running_trajectorys_phase_is_asked_of_its_worker_and_silence_is_no_error() -> None:
+def test_what_agents_do_is_asked_of_all_workers_and_silence_is_named() -> None:
     class Silent(ScriptedWorker):
-        async def phase(self, trajectory_id: str) -> str | None:
+        async def glance(self, num_oldest: int) -> Glance:
             raise EngineFailed("the worker is dead")
 
-    async def phases_seen(worker: ScriptedWorker) -> tuple[str | None, str | None]:
-        controller = Controller([worker], max_running=None, wall_time_s=5.0)
-        stream = controller.run(samples(1, 2))
-        await anext(stream)
-        (running,) = controller.running[:1] or [None]
-        while_running = await controller.phase(running.trajectory_id) if running else None
-        await stream.aclose()
-        return while_running, await controller.phase("g0/0")
+        async def stacks(self) -> str:
+            raise EngineFailed("the worker is dead")
 
-    assert asyncio.run(phases_seen(ScriptedWorker(seed=3))) == ("decode", None)
-    assert asyncio.run(phases_seen(Silent(seed=3))) == (None, None)
+    controller = Controller([ScriptedWorker(), Silent(), ScriptedWorker()], max_running=None, wall_time_s=5.0)
+    glance = asyncio.run(controller.glance(1))
+    assert (glance.num_moves, glance.num_turns, glance.silent) == (6, 4, ("worker-1",))
+    assert [str(agent) for agent in glance.oldest] == ["g0/0: 5 s, 2 turns, in decode for 1 s"]
+    told = asyncio.run(controller.stacks())
+    assert set(told) == {"driver", "worker-0", "worker-2"}
+    assert "in Controller.stacks" in told["driver"]
+
+
+def test_a_worker_that_failed_plays_nothing_more_while_there_is_another() -> None:
+    broken, whole = ScriptedWorker(frozenset(range(100))), ScriptedWorker()
+    controller = Controller([broken, whole], max_running=2, wall_time_s=5.0)
+    found = asyncio.run(collect(controller, samples(20, 1)))
+    assert len(broken.seen) == 1
+    assert Counter(t.outcome for t in found) == {Outcome.ENGINE_FAILED: 1, Outcome.COMPLETED: 19}
+
+
+def test_a_failed_sample_is_played_again_under_another_request_id() -> None:
+    worker = ScriptedWorker(fails_first=frozenset({1}))
+    rules = GroupRules(enough=3, max_replacements=1)
+    controller = Controller([worker], max_running=None, wall_time_s=5.0, rules=rules)
+    found = asyncio.run(collect(controller, samples(2, 3)))
+    assert len(found) == 6
+    assert {t.outcome for t in found} == {Outcome.COMPLETED}
+    assert controller.num_replaced == 2
+    tried = [sample.request_id(0) for sample in worker.played if sample.sample_index == 1]
+    assert sorted(tried) == ["g0/1/0", "g0/1~1/0", "g1/1/0", "g1/1~1/0"]
+
+
+def test_a_short_group_ends_the_step_after_what_ended_has_come_back() -> None:
+    worker = ScriptedWorker(frozenset({1}))
+    controller = Controller([worker], max_running=1, wall_time_s=5.0, rules=GroupRules(enough=2, least=2))
+    found: list[Trajectory] = []
+
+    async def collect_some() -> None:
+        async for trajectory in controller.run(samples(3, 2)):
+            found.append(trajectory)
+
+    with pytest.raises(RolloutError, match=r"group g0 cannot have 2 usable .* g0/1 ended engine_failed"):
+        asyncio.run(collect_some())
+    assert [t.trajectory_id for t in found] == ["g0/0", "g0/1"]
+    assert worker.num_running == 0
+
+
+def test_stragglers_of_a_complete_group_are_ended_and_come_back_dropped() -> None:
+    worker = StoppableWorker(slow=frozenset({2, 3}))
+    controller = Controller([worker], max_running=3, wall_time_s=5.0, rules=GroupRules(enough=2))
+    found = {t.trajectory_id: t.stop_reason for t in asyncio.run(collect(controller, samples(1, 4)))}
+    assert found == {
+        "g0/0": StopReason.DONE,
+        "g0/1": StopReason.DONE,
+        "g0/2": StopReason.DROPPED,
+        "g0/3": StopReason.DROPPED,
+    }
+    assert {sample.sample_index for sample in worker.played} <= {0, 1, 2, 3}
+
+
+def test_an_error_nobody_foresaw_costs_its_trajectory_and_is_on_record() -> None:
+    class Surprising(ScriptedWorker):
+        async def run(self, sample: Sample) -> Trajectory:
+            if sample.sample_index == 1:
+                raise KeyError("surprise")
+            return await super().run(sample)
+
+    controller = Controller([Surprising()], max_running=None, wall_time_s=5.0)
+    found = {t.sample_index: t for t in asyncio.run(collect(controller, samples(1, 3)))}
+    assert len(found) == 3
+    assert (found[1].outcome, found[1].error) == (Outcome.ENGINE_FAILED, "KeyError: 'surprise'")
+
+
+def test_what_the_configuration_has_wrong_ends_the_step() -> None:
+    class Misconfigured(ScriptedWorker):
+        async def run(self, sample: Sample) -> Trajectory:
+            raise UserError("no chat template; give one")
+
+    controller = Controller([Misconfigured()], max_running=None, wall_time_s=5.0)
+    with pytest.raises(UserError, match="no chat template"):
+        asyncio.run(collect(controller, samples(1, 3)))
+
+
+def test_what_had_ended_comes_back_as_it_was_and_the_clock_goes_on() -> None:
+    wanted, worker = samples(1, 3), ScriptedWorker()
+    before = replace(trajectory_of(wanted[0]), duration_s=7.0)
+    controller = Controller([worker], max_running=None, wall_time_s=5.0)
+
+    async def collect_rest() -> list[Trajectory]:
+        earlier = Earlier(((wanted[0], before),), elapsed_s=10.0)
+        return [trajectory async for trajectory in controller.run(wanted, earlier)]
+
+    found = asyncio.run(collect_rest())
+    assert found[0] == before
+    assert {t.sample_index for t in found} == {0, 1, 2}
+    assert worker.seen == ["g0/1", "g0/2"]
+    assert all(t.started_s >= 10.0 for t in found[1:])

@@ -14,7 +14,8 @@ from typing import TextIO
 
 import pytest
 
-from rollout.progress import Progress, SlowestNow, StepState
+from rollout.glance import AgentNow
+from rollout.progress import Progress, StepState
 
 STATE = StepState(
     step=0,
@@ -23,7 +24,7 @@ STATE = StepState(
     num_done=0,
     num_running=16,
     num_turns=0,
-    slowest=SlowestNow("0/p3/1", "kv_load", 2.0),
+    slowest=AgentNow("0/p3/1", running_s=2.0, phase="kv_load", phase_s=1.0, num_turns=3),
 )
 HALF = replace(STATE, num_done=8, num_running=8, num_turns=20)
 ALL = replace(STATE, num_done=16, num_running=0, num_turns=40, slowest=None)
@@ -125,11 +126,19 @@ def test_time_left_follows_the_rate_so_far(elapsed_s, num_done, left_s):
     assert replace(STATE, num_done=num_done).left_s(elapsed_s) == left_s
 
 
+def test_time_left_goes_by_turns_where_it_is_known_how_many_there_will_be():
+    state = replace(STATE, num_turns=200, num_turns_expected=400, num_turns_before=100)
+    assert state.left_s(50.0) == 100.0
+    assert "200/400 turns" in state.counts
+    assert replace(state, num_turns=100).left_s(50.0) is None
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "0 s"), (59.7, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
 )
 def test_long_times_are_said_as_people_say_them(seconds, words):
-    assert str(SlowestNow("0/a/0", "tool", seconds)).endswith(f"in tool after {words}")
+    slowest = AgentNow("0/a/0", running_s=seconds, phase="tool", phase_s=0.0, num_turns=0)
+    assert replace(STATE, slowest=slowest).words_slowest == f"0/a/0 in tool after {words}"
 
 
 def test_quiet_writes_nothing(clock):
@@ -159,8 +168,8 @@ def test_a_terminal_gets_a_bar_and_keeps_a_line_of_what_is_over(monkeypatch):
     assert re.search(r"8/16 done, 8 running, 20 turns, about \d+ s left", plain)
     assert "━" in plain
     kept = [line.strip() for line in plain.replace("\r", "\n").splitlines()]
-    assert any(re.fullmatch(r"0\.\d s  starting Ray \[1 node\]", line) for line in kept)
-    assert any(re.fullmatch(r"0\.\d s  rollout 1/2", line) for line in kept)
+    assert any(re.fullmatch(r"\d+\.\d s  starting Ray \[1 node\]", line) for line in kept)
+    assert any(re.fullmatch(r"\d+\.\d s  rollout 1/2", line) for line in kept)
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -22,12 +23,14 @@ from engines.types import (
 )
 from kvstore.keys import BlockKey
 from rollout.agent_run import Sample
+from rollout.history import History
+from rollout.journal_record import Record, TurnEnded
 from rollout.limits import Limits
 from rollout.replay_agent import ReplaySetup, prepare_history, run_replay
 from rollout.replay_task import ReplayTask
 from rollout.replay_tokens import TokenSource
 from rollout.traces.session import Piece, Round, Session
-from rollout.types import Outcome, StopReason, Trajectory
+from rollout.types import Outcome, Segment, StopReason, Trajectory
 
 ROUNDS = (
     Round((Piece("s", 0, 30),), 5, tool_wait_s=100.0),
@@ -183,3 +186,31 @@ def test_engines_that_fail_are_on_its_record():
     assert trajectory.outcome is Outcome.ENGINE_FAILED
     assert trajectory.error is not None
     assert "gone" in trajectory.error
+
+
+@pytest.mark.parametrize("num_played", [1, 2])
+def test_a_replay_that_was_cut_off_goes_on_after_its_last_finished_round(num_played):
+    engines = CountingEngines()
+    whole = play(engines)
+    sample = Sample(ReplayTask("s", SESSION), "0/s", 0)
+    records: list[Record] = []
+    asyncio.run(run_replay(sample, setup_of(CountingEngines()), None, lambda phase: None, records.append))
+    history = history_of(records[:num_played])
+    resumed = CountingEngines()
+    resumed.prompts += engines.prompts[:num_played]  # so that it says what it would have said
+    sample = replace(sample, history=history)
+    again = asyncio.run(run_replay(sample, setup_of(resumed), None, lambda phase: None))
+    assert resumed.prompts == engines.prompts
+    assert again.segments == whole.segments
+    assert again.turns[:num_played] == history.turns
+
+
+def history_of(records: Sequence[Record]) -> History:
+    segments: list[Segment] = []
+    for record in records:
+        assert isinstance(record, TurnEnded)
+        for tail in record.tails:
+            segments += [Segment()] * (tail.segment + 1 - len(segments))
+            tail.append_to(segments[tail.segment])
+    turns = tuple(record.turn for record in records if isinstance(record, TurnEnded))
+    return History(tuple(segments), turns, started_s=0.0, elapsed_s=0.1)
