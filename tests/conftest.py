@@ -23,11 +23,17 @@ from hypothesis import settings
 settings.register_profile("any-speed")
 settings.load_profile("any-speed")
 
+from tests import rdma_tests
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(rdma_tests.plugin())
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,10 @@ class Apt:
 
     def newest(self, package: str) -> str:
         """The package that the always-newest `package` (linux-image-amd64) depends on. Raises NoGuest."""
-        shown = _output("apt-cache", *self._options, "depends", package)
+        try:
+            shown = _output("apt-cache", *self._options, "depends", package)
+        except NoGuest:  # it says no name
+            shown = ""
         found = re.search(rf"Depends: ({package.removesuffix('amd64')}\S+)", shown)
         if not found:
             raise NoGuest(f"apt knows no package {package} here: is this Debian with main in its sources?")

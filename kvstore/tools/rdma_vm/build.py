@@ -49,17 +49,18 @@ def build(say: Callable[[str], None]) -> Image:
     Two that build at the same time each make one, and the second takes the first's.
     """
     cache, name = cache_folder(), recipe()
-    if (cache / name).is_dir():
-        return Image.find()
+    image = Image(cache / name)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cache, prefix="building-") as work:
-            made = _make(Path(work), say)
-            if not (cache / name).is_dir():
-                made.rename(cache / name)
+        if not image.folder.is_dir():
+            cache.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=cache, prefix="building-") as work:
+                made = _make(Path(work), say)
+                if not image.folder.is_dir():
+                    made.rename(image.folder)
     except OSError as error:
         raise NoGuest(f"{cache} cannot be written: {error}") from error
-    return Image.find()
+    image.emulator()  # it may have been removed since
+    return image
 
 
 def _make(work: Path, say: Callable[[str], None]) -> Path:

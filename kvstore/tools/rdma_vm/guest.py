@@ -8,6 +8,7 @@ once the exit code is there, all output is. Several guests may run at once.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -22,12 +23,22 @@ from typing import BinaryIO
 from kvstore.tools.rdma_vm.errors import NoGuest
 from kvstore.tools.rdma_vm.image import Image
 
+PYVERBS_PATH = "/opt/pyverbs"
 POLL_S = 0.05
 CPUS = 2
 CPU_MODEL = "Nehalem"
 """The newest that is emulated fast: a quarter of RDMA's rate is left where AVX is emulated too."""
 KERNEL_ARGUMENTS = "console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off nokaslr nowatchdog"
 NINE_P = "trans=virtio,version=9p2000.L,msize=512000"
+INHERITED = ("CI", "HOME", "LANG", "OMP_NUM_THREADS", "PATH", "PYTHONPATH", "TERM", "VIRTUAL_ENV")
+"""Variables that mean the same in the guest. OPENBLAS_CORETYPE names this machine's processor."""
+
+
+def inherited_environment(others: Sequence[str] = ()) -> dict[str, str]:
+    """This process's INHERITED variables and `others`: NAME of one that is set here, or NAME=VALUE."""
+    named = {name: os.environ[name] for name in (*INHERITED, *others) if name in os.environ}
+    given = dict(other.split("=", 1) for other in others if "=" in other)
+    return named | given
 
 
 class GuestTimeout(Exception):
@@ -42,6 +53,7 @@ class GuestCommand:
     folder: Path
     """Where it starts."""
     environment: Mapping[str, str]
+    """All that it is given, but for pyverbs on Python's path."""
     timeout_s: float
     """From now, booting included."""
     memory_mib: int
@@ -79,19 +91,14 @@ def _prepare(run_folder: Path, command: GuestCommand) -> None:
 
 def _script(command: GuestCommand) -> str:
     """What the guest's shell runs."""
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in _exported(command.environment).items()]
+    path = ":".join(filter(None, [PYVERBS_PATH, command.environment.get("PYTHONPATH")]))
+    environment = {**command.environment, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     if command.share is not None:
         path = shlex.quote(str(command.share))
         lines += [f"mkdir -p {path}", f"mount -t 9p -o cache=none,{NINE_P} share {path}"]
     lines += [f"cd {shlex.quote(str(command.folder))}", f"exec {shlex.join(command.command)}"]
     return "set -e\n" + "".join(f"{line}\n" for line in lines)
-
-
-def _exported(environment: Mapping[str, str]) -> dict[str, str]:
-    """Everything a shell can export, with pyverbs on Python's path."""
-    named = {name: value for name, value in environment.items() if name.isidentifier()}
-    path = [folder for folder in ("/opt/pyverbs", named.get("PYTHONPATH")) if folder]
-    return named | {"PYTHONPATH": ":".join(path), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @contextmanager
@@ -136,7 +143,7 @@ def _booted(image: Image, command: GuestCommand, run_folder: Path) -> Iterator[s
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            env={**command.environment, **image.emulator_environment()},
+            env={**os.environ, **image.emulator_environment()},
             start_new_session=True,  # Ctrl-C is ours to handle
         )
     try:

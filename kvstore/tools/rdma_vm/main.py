@@ -6,7 +6,6 @@ Exit codes of run: the command's; 124 if it did not end in time, 125 if there is
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import NoReturn
 
 from kvstore.tools.rdma_vm.build import build
 from kvstore.tools.rdma_vm.errors import NoGuest
-from kvstore.tools.rdma_vm.guest import GuestCommand, GuestTimeout, run
+from kvstore.tools.rdma_vm.guest import GuestCommand, GuestTimeout, inherited_environment, run
 
 EXIT_TIMEOUT = 124
 EXIT_NO_GUEST = 125
@@ -31,8 +30,9 @@ Needs amd64 Debian's apt; neither KVM nor root, and it installs nothing on the s
   scripts/rdma_vm run -- .venv/bin/python -m pytest -m rdma tests/kvstore
 
 A command sees this machine's files at their own paths. What it writes is gone with the guest, except below
---share. It has no network. Do not change files that it uses while it runs. pyverbs is on Python's path,
-for the one version of Python that Debian compiles it for. The cache is $RDMA_VM_CACHE, or in ~/.cache.
+--share, and of this shell's variables it gets a few (--env for others). It has no network. Do not change
+files that it uses while it runs. pyverbs is on Python's path, for the one version of Python that Debian
+compiles it for. The cache is $RDMA_VM_CACHE, or in ~/.cache.
 """
 
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds, booting included")
     runs.add_argument("--memory", type=int, default=3072, metavar="MIB", help="the guest's memory")
     runs.add_argument("--share", type=Path, metavar="DIR", help="what the command writes below DIR is kept")
+    runs.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="also give it this")
     runs.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     return parser
 
@@ -78,7 +79,14 @@ def _run(options: argparse.Namespace) -> int:
     if share is not None:
         share = share.absolute()
         share.mkdir(parents=True, exist_ok=True)
-    command = GuestCommand(options.command, Path.cwd(), os.environ, options.timeout, options.memory, share)
+    command = GuestCommand(
+        options.command,
+        Path.cwd(),
+        inherited_environment(options.env),
+        options.timeout,
+        options.memory,
+        share,
+    )
     return run(build(_say), command, sys.stdout.buffer, sys.stderr.buffer)
 
 

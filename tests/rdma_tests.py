@@ -1,0 +1,184 @@
+"""Tests marked `rdma` need RDMA devices. Where there are none, they run in a guest that has soft-RoCE.
+
+All that were chosen run in one guest when the first of them is due, and each passes, fails or is skipped here
+as it did there, so one pytest call tells of all. Where the guest cannot be had they are skipped, and the
+summary says so. pytest never makes the guest by itself, as that fetches 100 MB: scripts/rdma_vm setup does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kvstore.tools.rdma_vm.errors import NoGuest
+from kvstore.tools.rdma_vm.guest import GuestCommand, GuestTimeout, inherited_environment, run
+from kvstore.tools.rdma_vm.image import Image
+
+ROOT = Path(__file__).parents[1]
+DEVICES = Path("/sys/class/infiniband")
+OUTCOMES_VARIABLE = "RDMA_TESTS_OUTCOMES"
+"""Where the guest's pytest writes what became of each test, a JSON line each."""
+TIMEOUT_S = 600.0
+"""Of the whole guest; each test in it has its own, as everywhere."""
+MEMORY_MIB = 4096
+SHOWN_LINES = 40
+
+
+def has_devices() -> bool:
+    return DEVICES.is_dir() and any(DEVICES.iterdir())
+
+
+class RdmaTests:
+    """The plugin that takes every chosen `rdma` test over, if they cannot run here."""
+
+    def __init__(self) -> None:
+        self._guest: GuestTests | None = None
+
+    @pytest.hookimpl(trylast=True)  # what was deselected is gone by then
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        theirs = [item for item in items if item.get_closest_marker("rdma")]
+        if not theirs or has_devices():
+            return
+        guest = self._guest = GuestTests([item.nodeid for item in theirs])
+        items[:] = [GuestTest.of(item, guest) if item in theirs else item for item in items]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._guest is not None and self._guest.summary:
+            terminalreporter.section("rdma")
+            terminalreporter.write_line(self._guest.summary)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one test in the guest."""
+
+    word: str
+    """passed, skipped or failed."""
+    text: str
+    """Why it was skipped, or all that pytest said of its failure."""
+
+
+class FailedInGuest(Exception):
+    """Its text is the failure's."""
+
+
+class GuestTests:
+    """The tests of one guest; they run when the first outcome is asked for."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self._outcomes: dict[str, Outcome] | None = None
+        self._missing = Outcome("failed", "")
+        self.summary = ""
+
+    def outcome(self, name: str) -> Outcome:
+        if self._outcomes is None:
+            self._outcomes = self._run()
+        return self._outcomes.get(name, self._missing)
+
+    def _run(self) -> dict[str, Outcome]:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="rdma-tests-") as name:
+            folder = Path(name)
+            try:
+                ended = self._run_in_guest(folder)
+            except NoGuest as reason:
+                self.summary = (
+                    f"{len(self._names)} tests NOT RUN, they need RDMA devices or a guest: {reason}"
+                )
+                self._missing = Outcome("skipped", f"NOT TESTED: {reason}")
+                return {}
+            outcomes = read_outcomes(folder / "outcomes")
+            said = (folder / "output").read_text(errors="replace").splitlines()[-SHOWN_LINES:]
+        took_s = time.monotonic() - started
+        self.summary = f"{len(outcomes)} of {len(self._names)} tests ran in a guest, {took_s:.0f} s in all"
+        self._missing = Outcome("failed", "\n".join([f"the guest's pytest {ended} before this test", *said]))
+        return outcomes
+
+    def _run_in_guest(self, folder: Path) -> str:
+        """How its pytest ended. Raises NoGuest."""
+        image, ours = Image.find(), f"{sys.version_info.major}.{sys.version_info.minor}"
+        if image.python_version() != ours:
+            raise NoGuest(f"the guest's pyverbs is for Python {image.python_version()}, and .venv is {ours}")
+        pytest_command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider"]
+        command = GuestCommand(
+            [*pytest_command, *self._names],
+            ROOT,
+            inherited_environment([f"{OUTCOMES_VARIABLE}={folder}/outcomes"]),
+            TIMEOUT_S,
+            MEMORY_MIB,
+            folder,
+        )
+        with (folder / "output").open("wb") as output:
+            try:
+                return f"ended ({run(image, command, output, output)})"
+            except GuestTimeout:
+                return f"did not end within {TIMEOUT_S:g} s"
+
+
+class GuestTest(pytest.Item):
+    """Stands for a test that runs in the guest; none of its fixtures is made here."""
+
+    guest: GuestTests
+    where: tuple[Path | os.PathLike[str] | str, int | None, str]
+
+    @classmethod
+    def of(cls, item: pytest.Item, guest: GuestTests) -> GuestTest:
+        assert item.parent is not None
+        stand_in = cls.from_parent(item.parent, name=item.name, nodeid=item.nodeid)
+        stand_in.guest, stand_in.where = guest, item.reportinfo()
+        stand_in.add_marker(pytest.mark.timeout(0))  # the first one waits for all
+        return stand_in
+
+    def runtest(self) -> None:
+        outcome = self.guest.outcome(self.nodeid)
+        if outcome.word == "skipped":
+            pytest.skip(outcome.text)
+        if outcome.word == "failed":
+            raise FailedInGuest(outcome.text)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> object:  # type: ignore[override]
+        if isinstance(excinfo.value, FailedInGuest):
+            return f"In the guest:\n{excinfo.value}"
+        return super().repr_failure(excinfo)
+
+    def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
+        return self.where
+
+
+class OutcomeWriter:
+    """The plugin of the guest's pytest: writes what becomes of each test."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.passed:
+            return
+        text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        captured = "".join(f"\n--- {title} ---\n{content}" for title, content in report.sections)
+        line = {"name": report.nodeid, "word": report.outcome, "text": text + captured * report.failed}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_outcomes(path: Path) -> dict[str, Outcome]:
+    """By name. A test that passed and whose teardown failed has two lines, and the later one counts."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return {line["name"]: Outcome(line["word"], line["text"]) for line in lines}
+
+
+def plugin() -> RdmaTests | OutcomeWriter:
+    """Ours here, and the guest's there."""
+    if path := os.environ.get(OUTCOMES_VARIABLE):
+        return OutcomeWriter(Path(path))
+    return RdmaTests()
