@@ -103,14 +103,8 @@ class ReadPlanner:
         )
 
     def sides(self, pair: EnginePair, block_bytes: int, now_s: float) -> tuple[SideLoad, ...]:
-        """The sides that a plan made now would read on; `alternate` counts as the prefill side."""
-        prefill, decode = self.loads(pair, block_bytes, now_s)
-        if self._config.read_plan == "split":
-            return prefill, decode
-        if self._config.read_plan == "dual":
-            side = read_sides.shorter_side(prefill, decode, self._tie)
-            return (prefill if side is ReadSide.PREFILL else decode,)
-        return (prefill,)
+        """The sides that a plan made now would read on."""
+        return read_sides.sides_read(self._config.read_plan, *self.loads(pair, block_bytes, now_s), self._tie)
 
     @property
     def knows_rates(self) -> bool:

@@ -100,3 +100,14 @@ def blocks_on_prefill(
     if plan == "dual":
         return num_blocks if shorter_side(prefill, decode, tie) is ReadSide.PREFILL else 0
     return prefill_share(num_blocks, block_bytes, prefill, decode, tie)
+
+
+def sides_read(
+    plan: ReadPlanName, prefill: SideLoad, decode: SideLoad, tie: ReadSide = ReadSide.PREFILL
+) -> tuple[SideLoad, ...]:
+    """The sides that `plan` would read a prompt on now; `alternate` counts as the prefill side."""
+    if plan == "split":
+        return prefill, decode
+    if plan == "dual":
+        return (prefill if shorter_side(prefill, decode, tie) is ReadSide.PREFILL else decode,)
+    return (prefill,)

@@ -123,6 +123,8 @@ class SimResult:
     num_events: int
     wall_s: float
     """What the simulation took."""
+    cpu_s: float
+    """What this process computed for it: the same where nothing else ran."""
 
     def link(self, name: str) -> LinkLoad:
         return next(link for link in self.links if link.link == name)

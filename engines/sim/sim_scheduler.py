@@ -16,7 +16,7 @@ from engines.scheduling.engine_choice import EnginePair
 from engines.scheduling.estimate import PromptWork
 from engines.scheduling.prefill_quota import PromptRest
 from engines.scheduling.queued_turn import QueuedTurn
-from engines.scheduling.read_sides import SideLoad, blocks_on_prefill, shorter_side
+from engines.scheduling.read_sides import SideLoad, blocks_on_prefill, sides_read
 from engines.sim.decode_group import DecodeGpu
 from engines.sim.events import Events
 from engines.sim.kept_blocks import KeptBlocks
@@ -274,16 +274,11 @@ class SimScheduler:
         """Blocks of the hit to load; the others are computed sooner."""
         if not self._settings.load_only_if_faster or not turn.hit_blocks:
             return turn.hit_blocks
-        sides: tuple[SideLoad, ...] = self._loads(pair)
-        if self._settings.read_plan == "dual":
-            sides = sides[:1] if shorter_side(*sides, self._tie) is ReadSide.PREFILL else sides[1:]
-        elif self._settings.read_plan != "split":
-            sides = sides[:1]
         return blocks_to_load(
             turn.hit_blocks,
             turn.prompt_tokens,
             self._policy.forward_estimate,
-            sides,
+            sides_read(self._settings.read_plan, *self._loads(pair), self._tie),
             block_bytes=self._block_bytes,
             block_tokens=self._spec.block_tokens,
         )

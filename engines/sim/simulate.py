@@ -18,7 +18,7 @@ from engines.sim.workload import SimAgent
 def simulate(spec: SimSpec, agents: Sequence[SimAgent]) -> SimResult:
     """Raises ValueError, in one line, for an agent that cannot work: a context that no buffer holds."""
     check_sizes(spec, agents)
-    began_s = time.perf_counter()
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
     cluster = SimulatedCluster(spec, agents)
     cluster.run()
     states = cluster.agents.states
@@ -49,6 +49,7 @@ def simulate(spec: SimSpec, agents: Sequence[SimAgent]) -> SimResult:
         num_moved_blocks=cluster.scheduler.mover.num_moved_blocks,
         num_events=cluster.events.num_done,
         wall_s=time.perf_counter() - began_s,
+        cpu_s=time.process_time() - began_cpu_s,
     )
 
 

@@ -98,7 +98,7 @@ class SimulatedCluster:
         self.turns.first_token(turn, turn.hit_blocks * block_tokens)
         self.dram_bytes += turn.dram_blocks * self._spec.block_bytes
         self.scheduler.prefilled(turn)
-        self._persist(turn, turn.prompt_tokens // block_tokens - turn.hit_blocks)
+        self._persist(turn, turn.prompt_tokens // block_tokens - turn.stored_blocks)
         if turn.output_tokens > 1:
             turn.decode_gpu.group.add(turn.decode_gpu, turn)
             return

@@ -45,6 +45,7 @@ class SimTurn:
         "second_token_s",
         "sent_hit",
         "since_s",
+        "stored_blocks",
         "submit_s",
     )
 
@@ -55,7 +56,10 @@ class SimTurn:
         self.agent = agent
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
+        self.stored_blocks = hit_blocks
+        """Leading blocks of its prompt that are stored."""
         self.hit_blocks = hit_blocks
+        """Those of them that it loads."""
         self.submit_s = 0.0
         self.pair: EnginePair | None = None
         self.prefill_gpu: PrefillGpu
