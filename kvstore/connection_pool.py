@@ -21,6 +21,8 @@ from kvstore.transport import RegionHandle
 MAX_PER_LANE = 4
 """Connections to one incarnation of one peer in one class; a further call waits for one of them."""
 
+_CLOSE_DEADLINE_S = 10.0
+
 
 class Connection(Protocol):
     """An open way to one incarnation of one memory, in one class. One thread uses it at a time."""
@@ -109,8 +111,9 @@ class ConnectionPool(Generic[C]):
                     connection.close()
                 self._changed.notify_all()
 
-    def close(self) -> None:
-        """Close those at rest, and end the calls of those at work. Idempotent."""
+    def close(self) -> bool:
+        """Close those at rest and end the calls of those at work; have these calls ended? Idempotent."""
+        end_s = time.monotonic() + _CLOSE_DEADLINE_S
         with self._changed:
             self._closed = True
             for lane in self._lanes.values():
@@ -119,6 +122,9 @@ class ConnectionPool(Generic[C]):
                 while lane.idle:
                     lane.idle.pop().close()
             self._changed.notify_all()
+            return self._changed.wait_for(
+                lambda: not any(lane.num_open for lane in self._lanes.values()), end_s - time.monotonic()
+            )
 
     def _take_idle(self, key: _LaneKey, end_s: float) -> C | None:
         """One at rest, once there is one; None if a new one may be opened, which then counts as open."""
@@ -154,6 +160,7 @@ class ConnectionPool(Generic[C]):
                     lane.busy.add(connection)
                 else:
                     connection.close()
+                    self._changed.notify_all()
         if self._closed:
             raise self.closed_error()
         return connection

@@ -3,6 +3,7 @@
 KvStoreError
 |- LayoutError      a format or block size that cannot be; nothing was touched
 |- StagingError     staging memory cannot be made, mapped or served, or holds too few slots
+|- TransportUnavailable  this machine lacks what the transport needs; nothing was opened
 |- StoreError       the store as a whole cannot serve (unwritable, another format); blocks are as before
 `- TransferError    bytes did not arrive; the destination is undefined and must not be read
 """
@@ -20,6 +21,10 @@ class LayoutError(KvStoreError):
 
 class StagingError(KvStoreError):
     """Staging memory cannot be made, mapped or served, or holds too few slots; nothing was reserved."""
+
+
+class TransportUnavailable(KvStoreError):
+    """This machine lacks what the transport needs; nothing was opened."""
 
 
 class StoreError(KvStoreError):

@@ -11,6 +11,7 @@ from kvstore.tcp_server import TcpServer
 from kvstore.tcp_transport import TcpTransport
 from kvstore.transport import Transport
 from kvstore.transport_config import TransportConfig
+from kvstore.verbs_devices import PortChoice, choose_port, find_ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +24,32 @@ class TransportSpec:
 
 
 def open_transport(spec: TransportSpec) -> Transport:
-    """The end that drives: an engine's."""
+    """The end that drives: an engine's. Raises TransportUnavailable."""
     match spec.config.kind:
         case "shm":
             return SharedMemoryTransport()
         case "tcp":
             return TcpTransport(spec.token)
+        case "verbs":
+            choice = _choose_port(spec.config)
+            from kvstore.verbs_transport import VerbsTransport  # pyverbs is not on every machine
+
+            return VerbsTransport(spec.token, choice)
 
 
 def open_region_server(spec: TransportSpec) -> RegionServer:
-    """The passive end: a node's. Raises StagingError if it cannot listen where it should."""
+    """The passive end: a node's. Raises StagingError where it cannot listen, or TransportUnavailable."""
     match spec.config.kind:
         case "shm":
             return SharedMemoryServer()
         case "tcp":
             return TcpServer(spec.token, listen=spec.config.listen)
+        case "verbs":
+            choice = _choose_port(spec.config)
+            from kvstore.verbs_server import VerbsServer
+
+            return VerbsServer(spec.token, choice, listen=spec.config.listen)
+
+
+def _choose_port(config: TransportConfig) -> PortChoice:
+    return choose_port(find_ports(), config.device, config.device_port, config.gid_index)

@@ -12,15 +12,23 @@ from typing import Literal
 class TransportConfig:
     """The group `transport` of the configuration."""
 
-    kind: Literal["shm", "tcp"]
-    """How KV moves between nodes. shm: shared memory of one host; tcp: connections, also between hosts."""
+    kind: Literal["shm", "tcp", "verbs"]
+    """How KV moves between nodes. shm: shared memory of one host; tcp: connections, also between hosts;
+    verbs: RDMA."""
     listen: str
-    """tcp: the one address of its host at which a node lets the job's engines reach its staging memory. An
-    IP address, or a name that means another address on each host."""
+    """tcp, verbs: the one address of its host at which a node lets the job's engines reach its staging memory
+    (verbs: agree on queue pairs). An IP address, or a name that means another address on each host."""
+    device: str | None
+    """verbs: the RDMA device, for example mlx5_0 (see `rdma link`). null: the first with an active port."""
+    device_port: int | None
+    """verbs: the port of the device, from 1. null: its first active one."""
+    gid_index: int | None
+    """verbs: which of the port's addresses to use (see `rdma link` or `show_gids`). null: the one of an IPv4
+    address by RoCE v2 if there is one."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("shm", "tcp"):
-            raise ValueError(f"transport.kind must be shm or tcp, got {self.kind!r}")
+        if self.kind not in ("shm", "tcp", "verbs"):
+            raise ValueError(f"transport.kind must be shm, tcp or verbs, got {self.kind!r}")
         unspecified = not self.listen
         with suppress(ValueError):  # a name: what it means is known where a node listens
             unspecified = unspecified or ipaddress.ip_address(self.listen).is_unspecified

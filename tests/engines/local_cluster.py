@@ -66,7 +66,7 @@ STORE = StoreConfig(
     mooncake=None,
 )
 NO_LIMITS = ClusterConfig(None, None, None, h2d="copy", traffic_classes=True)
-SHM = TransportSpec(TransportConfig("shm", "127.0.0.1"), JobToken.draw())
+SHM = TransportSpec(TransportConfig("shm", "127.0.0.1", None, None, None), JobToken.draw())
 
 
 def cluster_spec(model_path: str, store_directory: Path, **changes: object) -> ClusterSpec:

@@ -101,7 +101,7 @@ def there_first(spec: ClusterSpec) -> ClusterSpec:
     return replace(spec, scheduler=replace(spec.scheduler, read_plan="dual", read_tie="decode"))
 
 
-TCP = TransportSpec(TransportConfig("tcp", "127.0.0.1"), JobToken.draw())
+TCP = TransportSpec(TransportConfig("tcp", "127.0.0.1", None, None, None), JobToken.draw())
 
 
 class CountingTransport:

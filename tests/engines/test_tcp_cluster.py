@@ -27,7 +27,9 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def over_tcp(spec: ClusterSpec) -> ClusterSpec:
-    return replace(spec, transport=TransportSpec(TransportConfig("tcp", "127.0.0.1"), JobToken.draw()))
+    return replace(
+        spec, transport=TransportSpec(TransportConfig("tcp", "127.0.0.1", None, None, None), JobToken.draw())
+    )
 
 
 def test_tokens_are_the_same_over_tcp_as_over_shared_memory(model_path: str, tmp_path: Path) -> None:

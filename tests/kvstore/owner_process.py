@@ -19,8 +19,9 @@ from tests.kvstore.stopped_process import stop_process
 
 ANSWER_DEADLINE_S = 60.0
 TOKEN = JobToken(b"the token of the transport tests")
-SHM = TransportSpec(TransportConfig("shm", "127.0.0.1"), TOKEN)
-TCP = TransportSpec(TransportConfig("tcp", "127.0.0.1"), TOKEN)
+SHM = TransportSpec(TransportConfig("shm", "127.0.0.1", None, None, None), TOKEN)
+TCP = TransportSpec(TransportConfig("tcp", "127.0.0.1", None, None, None), TOKEN)
+VERBS = TransportSpec(TransportConfig("verbs", "127.0.0.1", None, None, None), TOKEN)
 
 
 class OwnerProcess:

@@ -16,12 +16,14 @@ from kvstore.staging import StagingMemory
 from kvstore.traffic import TrafficClass
 from kvstore.transport import TransferList
 from tests.kvstore.kv_blocks import PLENTY_S, SMALL, random_block
-from tests.kvstore.owner_process import SHM, TCP, OwnerProcess
+from tests.kvstore.owner_process import SHM, TCP, VERBS, OwnerProcess
 
 KV = TrafficClass.KV
 
 
-@pytest.fixture(params=[SHM, TCP], ids=lambda spec: spec.config.kind)
+@pytest.fixture(
+    params=[SHM, TCP, pytest.param(VERBS, marks=pytest.mark.rdma)], ids=lambda spec: spec.config.kind
+)
 def spec(request):
     return request.param
 
