@@ -19,3 +19,12 @@ def more_may_come(
     being verified), and for ten times that at most.
     """
     return since_first_s < _MOST_LINGERS * linger_s and (since_last_s < linger_s or num_on_their_way > 0)
+
+
+def next_look_s(first_s: float, last_s: float, now_s: float, linger_s: float) -> float:
+    """When waiting may end though nothing more arrives, for one who waits now; later than now.
+
+    The first and the last of the waiting turns arrived at `first_s` and `last_s`.
+    """
+    quiet_s, end_s = last_s + linger_s, first_s + _MOST_LINGERS * linger_s
+    return max(min(quiet_s, end_s) if now_s < quiet_s else end_s, now_s + 0.01 * linger_s)

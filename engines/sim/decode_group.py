@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from engines.scheduling.burst import more_may_come, next_look_s
 from engines.sim.events import Events
 from engines.sim.nodes import SimNode
 from engines.sim.spec import SimSpec
@@ -73,6 +74,9 @@ class DecodeGroup:
         self._at_s = 0.0
         """When step `_step` begins: never before an end of a step that has been told of."""
         self._alarm = 0
+        self._linger_s = spec.burst_linger_s
+        self._gathered: list[SimTurn] = []
+        """Turns that wait, while no row decodes, for the rest of their burst."""
         self.num_steps = 0.0
         """Of all its GPUs, those without rows left out."""
         self.num_tokens = 0.0
@@ -111,10 +115,32 @@ class DecodeGroup:
         now_s = self._events.now_s
         turn.kv_transfer_s += now_s - turn.since_s
         turn.since_s = now_s
-        self._join(gpu, turn)
         if gpu.copying:
             self._copy(gpu)
+        if self._linger_s and not self._rows:
+            self._gathered.append(turn)
+            self._gather(None)
+        else:
+            self._join(gpu, turn)
         self._on_copied(turn)
+
+    def _gather(self, _: object) -> None:
+        """Begin to decode, unless more turns are coming."""
+        if not self._gathered:
+            return
+        now_s = self._events.now_s
+        first_s, last_s = self._gathered[0].since_s, self._gathered[-1].since_s
+        if more_may_come(
+            since_first_s=now_s - first_s,
+            since_last_s=now_s - last_s,
+            num_on_their_way=sum(len(gpu.copying) for gpu in self._gpus),
+            linger_s=self._linger_s,
+        ):
+            self._events.at(next_look_s(first_s, last_s, now_s, self._linger_s), self._gather)
+            return
+        gathered, self._gathered = self._gathered, []
+        for turn in gathered:
+            self._join(turn.decode_gpu, turn)
 
     # -- steps ---------------------------------------------------------------------------------------
 
@@ -161,8 +187,8 @@ class DecodeGroup:
         step_s, growth_s = self._pace()
         for gpu in gpus if self._collective_bytes else ():
             model_rate = self._collective_bytes * gpu.rows / step_s
-            gpu.node.cnic_in[gpu.rail].model_bytes_per_s = model_rate
-            gpu.node.cnic_out[gpu.rail].model_bytes_per_s = model_rate
+            gpu.node.cnic_in[gpu.rail].give_model(model_rate)
+            gpu.node.cnic_out[gpu.rail].give_model(model_rate)
         self._alarm += 1
         if self._rows:
             steps = self._rows[0][0] - self._step

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from engines.model.step_time import StepTimes
+from engines.scheduling.burst import more_may_come, next_look_s
 from engines.scheduling.estimate import PromptWork
 from engines.scheduling.forward_round import may_join
 from engines.scheduling.prefill_estimates import PrefillEstimates, PrefillProfile
@@ -39,6 +40,10 @@ class PrefillGpu:
         """Prompts whose hits are in staging memory, in the order they came."""
         self.batch: list[tuple[SimTurn, int]] = []
         """What it computes now, and how many tokens of each; empty while it does not."""
+        self.num_reading = 0
+        """Turns whose hits are being read for it."""
+        self.alarm_s = -math.inf
+        """When it last meant to look again whether more prompts come."""
         self.began_s = 0.0
         self.times: ForwardTimes
 
@@ -67,6 +72,7 @@ class PrefillPolicy:
         self.block_tokens = spec.block_tokens
         self.layer_bytes = 0 if spec.oracle else spec.profile.layer_bytes
         self.collective_bytes = spec.profile.collective_bytes[0]
+        self.linger_s = spec.burst_linger_s
 
     def pick(self, ready: Sequence[SimTurn]) -> list[tuple[SimTurn, int]]:
         chunks = pick_chunks([turn.rest for turn in ready], self._estimates.layer_attention, self._quota)
@@ -106,13 +112,20 @@ class PrefillGroup:
         if not gpu.batch:
             self._start(gpu)
 
+    def _look_again(self, gpu: PrefillGpu) -> None:
+        if gpu.ready and not gpu.batch:
+            self._start(gpu)
+
     def _start(self, gpu: PrefillGpu) -> None:
         now_s = self._events.now_s
         if not self._members:
             self._began_s = self._expected_end_s = now_s
         elif not may_join(now_s, self._began_s, self._expected_end_s):
             return
-        gpu.batch = self._policy.pick(gpu.ready)
+        batch = self._policy.pick(gpu.ready)
+        if self._policy.linger_s and self._waits_for_more(gpu, batch):
+            return
+        gpu.batch = batch
         gpu.began_s = now_s
         del gpu.ready[: len(gpu.batch)]  # a batch is always the first of them
         self._members.append(gpu)
@@ -122,14 +135,35 @@ class PrefillGroup:
             work += PromptWork.of(turn.rest.cached_tokens, new_tokens)
         layer_s = self._policy.times.layer_s(work)
         model_rate = self._policy.collective_bytes * work.new_tokens / layer_s
-        gpu.node.cnic_in[gpu.rail].model_bytes_per_s = model_rate
-        gpu.node.cnic_out[gpu.rail].model_bytes_per_s = model_rate
+        gpu.node.cnic_in[gpu.rail].give_model(model_rate)
+        gpu.node.cnic_out[gpu.rail].give_model(model_rate)
         gpu.times = self._transfers.forward(Forward(layer_s, *self._moves(gpu)), self._computed, gpu)
         self._expected_end_s = max(self._expected_end_s, now_s + gpu.times.compute_s)
         num_layers = self._policy.times.profile.num_layers
         self._log.member(
             work, num_layers * self._policy.times.attention_s(work), len(gpu.batch), self._number
         )
+
+    def _waits_for_more(self, gpu: PrefillGpu, batch: Sequence[tuple[SimTurn, int]]) -> bool:
+        """Whether the batch has room and the rest of a burst is coming; then it looks again later."""
+        now_s, linger_s = self._events.now_s, self._policy.linger_s
+        first, last = gpu.ready[0], gpu.ready[-1]
+        takes_all = len(batch) == len(gpu.ready) and batch[-1][1] == last.rest.new_tokens
+        if first.sent_hit or not takes_all:
+            return False
+        since_first_s, since_last_s = now_s - first.since_s, now_s - last.since_s
+        waits = more_may_come(
+            since_first_s=since_first_s,
+            since_last_s=since_last_s,
+            num_on_their_way=gpu.num_reading,
+            linger_s=linger_s,
+        )
+        if waits:
+            alarm_s = next_look_s(first.since_s, last.since_s, now_s, linger_s)
+            if gpu.alarm_s != alarm_s:
+                gpu.alarm_s = alarm_s
+                self._events.at(alarm_s, self._look_again, gpu)
+        return waits
 
     def _computed(self, gpu: PrefillGpu) -> None:
         self._num_at_work -= 1

@@ -8,7 +8,7 @@ simulation share nothing that is not stored beforehand.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from engines.scheduling.admission import blocks_to_load
 from engines.scheduling.cluster_placement import ClusterPlacement
@@ -116,6 +116,7 @@ class SimScheduler:
         self.placement.report_reads(node_id, snic.num_finished * self._spec.block_tokens)
         read.turn.reads_left -= 1
         if not read.turn.reads_left:
+            read.turn.prefill_gpu.num_reading -= 1
             self._all_read(read.turn)
         self.mover.report(snic, self._events.now_s)
         self._fetch_soon()
@@ -127,13 +128,13 @@ class SimScheduler:
         self._end_reads(turn)
         node.free_blocks += turn.on_prefill
         self.kept[node.node_id].keep(turn.agent, turn.dram_blocks + turn.on_prefill)
-        self._go_on((node.node_id,))
+        self._go_on(node.node_id)
 
     def release(self, turn: SimTurn) -> None:
         """Nobody needs the prompt in staging memory any more."""
         node = turn.decode_gpu.node
         node.free_blocks += self._prompt_blocks(turn)
-        self._go_on((node.node_id,))
+        self._go_on(node.node_id)
 
     def finished(self, turn: SimTurn) -> None:
         """The turn is over."""
@@ -147,14 +148,15 @@ class SimScheduler:
 
     # -- fetches -------------------------------------------------------------------------------------
 
-    def _go_on(self, nodes: Iterable[NodeId]) -> None:
-        """Slots of `nodes` came back."""
-        self._grant_slots(nodes)
+    def _go_on(self, node_id: NodeId) -> None:
+        """Slots of the node came back."""
+        if self._slot_queue.waits_for(node_id):
+            self._grant_slots(node_id)
         self._fetch_soon()
 
     def _fetch_soon(self) -> None:
         """Have all groups fetch: now, or when the time since the last fetch is long enough."""
-        if self._fetch_is_set or not any(self.placement.num_waiting):
+        if self._fetch_is_set or not self._waiting or not any(self.placement.num_waiting):
             return
         self._fetch_is_set = True
         due_s = max(self._events.now_s, self._last_fetch_s + self._settings.fetch_period_s)
@@ -170,16 +172,16 @@ class SimScheduler:
             turn = self._waiting[pair.turn.request_id]
             turn.pair = pair
             nodes = (pair.prefill.node_id, pair.decode.node_id)
-            self._slot_queue.push(turn.request_id, nodes)
-            self._grant_slots(nodes)
-            if turn.request_id in self._slot_queue:
+            # Where nobody is in line it need not stand there.
+            if any(map(self._slot_queue.waits_for, nodes)) or not self._grant(turn):
+                self._slot_queue.push(turn.request_id, nodes)
                 turn.buffer_since_s = now_s
         if progress:
             self._fetch_soon()
 
-    def _grant_slots(self, nodes: Iterable[NodeId]) -> None:
-        """Place whoever is first in line on these nodes, as far as slots go."""
-        to_look_at = dict.fromkeys(nodes)
+    def _grant_slots(self, node_id: NodeId) -> None:
+        """Place whoever is first in line on this node, as far as slots go, and then on others."""
+        to_look_at = {node_id: None}
         while to_look_at:
             request_id = self._slot_queue.first(to_look_at.popitem()[0])
             if request_id is None:
@@ -242,6 +244,7 @@ class SimScheduler:
             self._all_read(turn)
             return
         turn.reads_left = len(reads)
+        turn.prefill_gpu.num_reading += 1
         for node_id, blocks in reads:
             self._snics[node_id].read(turn, blocks)
 

@@ -90,9 +90,13 @@ class SimSpec:
     `max_min`: every layer is a flow and all rates are max-min fair at any time; slow."""
     horizon_s: float | None
     """Virtual time at which the simulation ends, whatever is left; None: when all agents are done."""
+    burst_linger_s: float = 0.0
+    """As of EnginesConfig: a batch with room, and a decode GPU with nothing to do, wait for more while turns
+    arrive within this time of one another or are on their way. 0: never."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "block_tokens", "prefill_batch_tokens", "prefill_load_limit_tokens")
+        require_at_least(self, 0, "burst_linger_s")
         if self.horizon_s is not None:
             require_above(self, 0, "horizon_s")
 

@@ -6,6 +6,7 @@ of no change. engines.sim.max_min shares links exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,14 +68,17 @@ class ClosedForm:
         self._layerwise = layerwise
 
     def carry(self, links: Sequence[Link], nbytes: float, done: Handler, argument: Any) -> None:
-        rate = min(link.available() for link in links)
-        if not nbytes or rate == float("inf"):
-            _count(links, nbytes)
+        rate = math.inf
+        for link in links:
+            link.total_bytes += nbytes
+            available = link.available()
+            if available < rate:
+                rate = available
+        if not nbytes or rate == math.inf:
             self._events.at(self._events.now_s, done, argument)
             return
         for link in links:
             link.join(rate)
-            link.total_bytes += nbytes
         self._events.at(self._events.now_s + nbytes / rate, self._carried, (links, rate, done, argument))
 
     def forward(self, forward: Forward, done: Handler, argument: Any) -> ForwardTimes:
@@ -120,8 +124,3 @@ def _by_link(moves: Iterable[LayerMove]) -> dict[Link, float]:
         for link in move.links:
             sums[link] = sums.get(link, 0.0) + move.nbytes
     return sums
-
-
-def _count(links: Sequence[Link], nbytes: float) -> None:
-    for link in links:
-        link.total_bytes += nbytes
