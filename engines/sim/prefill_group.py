@@ -68,7 +68,6 @@ class PrefillPolicy:
             limit_kv_tokens=math.inf if spec.layerwise else hbm_tokens,
             block_tokens=spec.block_tokens,
         )
-        self.forward_estimate = self._estimates.forward
         self.block_tokens = spec.block_tokens
         self.layer_bytes = 0 if spec.oracle else spec.profile.layer_bytes
         self.collective_bytes = spec.profile.collective_bytes[0]

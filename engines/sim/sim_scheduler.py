@@ -10,18 +10,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from engines.scheduling.admission import blocks_to_load
 from engines.scheduling.cluster_placement import ClusterPlacement
 from engines.scheduling.engine_choice import EnginePair
 from engines.scheduling.estimate import PromptWork
 from engines.scheduling.prefill_quota import PromptRest
+from engines.scheduling.prefill_times import PrefillTimes
 from engines.scheduling.queued_turn import QueuedTurn
 from engines.scheduling.read_sides import SideLoad, blocks_on_prefill, sides_read
 from engines.sim.decode_group import DecodeGpu
 from engines.sim.events import Events
 from engines.sim.kept_blocks import KeptBlocks
 from engines.sim.nodes import SimNode
-from engines.sim.prefill_group import PrefillGpu, PrefillPolicy
+from engines.sim.prefill_group import PrefillGpu
 from engines.sim.read_mover import SimReadMover
 from engines.sim.snic import Read, SimSnic
 from engines.sim.spec import SimSpec
@@ -37,7 +37,7 @@ class SimScheduler:
         self,
         spec: SimSpec,
         events: Events,
-        policy: PrefillPolicy,
+        times: PrefillTimes,
         *,
         snics: Sequence[SimSnic],
         prefill_gpus: Sequence[PrefillGpu],
@@ -48,7 +48,7 @@ class SimScheduler:
         settings = self._settings = spec.scheduler
         self._spec = spec
         self._events = events
-        self._policy = policy
+        self._times = times
         self._on_read = on_read
         self._block_bytes = spec.block_bytes
         self._rate = spec.cluster.rates.snic_bytes_per_s or 1.0
@@ -94,7 +94,7 @@ class SimScheduler:
         estimate_s = 0.0
         if self._uses_estimates:
             work = PromptWork.of(hit_tokens, turn.prompt_tokens - hit_tokens)
-            estimate_s = self._policy.times.forward_s(work)
+            estimate_s = self._times.predict_s(work)
         self._waiting[turn.request_id] = turn
         self.placement.submit(
             QueuedTurn(
@@ -104,7 +104,7 @@ class SimScheduler:
                 hit_tokens=hit_tokens,
                 output_tokens=turn.output_tokens,
                 estimate_s=estimate_s,
-                remaining_s=float(remaining_tokens),
+                remaining_tokens=remaining_tokens,
                 trajectory_group=group,
             )
         )
@@ -125,6 +125,7 @@ class SimScheduler:
         """The prompt is computed, and all of it is on the decode side."""
         node = turn.prefill_gpu.node
         self.placement.prefilled(turn.request_id)
+        self._times.end(turn.prefill_gpu.engine_id, turn.request_id)
         self._end_reads(turn)
         node.free_blocks += turn.on_prefill
         self.kept[node.node_id].keep(turn.agent, turn.dram_blocks + turn.on_prefill)
@@ -221,6 +222,9 @@ class SimScheduler:
         turn.since_s = now_s
         hit_tokens = hit_blocks * self._spec.block_tokens
         turn.rest = PromptRest(hit_tokens, turn.prompt_tokens - hit_tokens)
+        if self._settings.load_only_if_faster:
+            work = PromptWork.of(hit_tokens, turn.prompt_tokens - hit_tokens)
+            self._times.begin(prefill.engine_id, turn.request_id, work)
         del self._waiting[turn.request_id]
         if in_dram:
             self.kept[prefill.node.node_id].keep(turn.agent, in_dram)
@@ -277,10 +281,10 @@ class SimScheduler:
         """Blocks of the hit to load; the others are computed sooner."""
         if not self._settings.load_only_if_faster or not turn.hit_blocks:
             return turn.hit_blocks
-        return blocks_to_load(
+        return self._times.blocks_to_load(
+            pair.prefill.engine_id,
             turn.hit_blocks,
             turn.prompt_tokens,
-            self._policy.forward_estimate,
             sides_read(self._settings.read_plan, *self._loads(pair), self._tie),
             block_bytes=self._block_bytes,
             block_tokens=self._spec.block_tokens,

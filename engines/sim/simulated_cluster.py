@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from engines.scheduling.prefill_times import PrefillTimes
 from engines.sim.agents import AgentState, SimAgents
 from engines.sim.decode_group import DecodeGpu, DecodeGroup
 from engines.sim.events import Events
@@ -64,7 +65,7 @@ class SimulatedCluster:
         self.scheduler = SimScheduler(
             spec,
             self.events,
-            policy,
+            PrefillTimes(spec.scheduler.estimate_coefficients, policy.times.forward_coefficients()),
             snics=snics,
             prefill_gpus=prefill_gpus,
             decode_gpus=decode_gpus,
