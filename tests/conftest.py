@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import rdma_tests
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("any-speed")
 settings.load_profile("any-speed")
-
-from tests import rdma_tests
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

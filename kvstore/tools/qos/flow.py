@@ -1,0 +1,69 @@
+"""Traffic of one class that never pauses: threads that write into a region one list after the other."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+import numpy as np
+
+from kvstore.errors import TransferError
+from kvstore.traffic import TrafficClass
+from kvstore.transport import RegionHandle, TransferList, Transport
+
+PIECE_BYTES = 64 << 10
+PIECES = 8
+LIST_BYTES = PIECES * PIECE_BYTES
+DEADLINE_S = 60.0
+
+
+class Flow:
+    """Use as a context manager: it writes until the end. Each thread has a place of LIST_BYTES in the region.
+
+    With two threads there is always one whose writes wait for the link, so the flow has work all the time.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        region: RegionHandle,
+        traffic_class: TrafficClass,
+        *,
+        first_place: int,
+        num_threads: int,
+    ) -> None:
+        self._transport = transport
+        self._region = region
+        self._traffic_class = traffic_class
+        self._ending = threading.Event()
+        places = range(first_place, first_place + num_threads)
+        self._threads = [threading.Thread(target=self._write, args=[place], daemon=True) for place in places]
+        self.num_written = 0
+        """Lists that arrived; a figure for people, as threads may count at once."""
+        self.failures: list[str] = []
+
+    def __enter__(self) -> Flow:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(2 * DEADLINE_S)
+            if thread.is_alive():
+                self.failures.append(f"a write of class {self._traffic_class.value} does not end")
+
+    def _write(self, place: int) -> None:
+        memory = np.full(LIST_BYTES, place + 1, np.uint8)
+        starts = np.arange(PIECES, dtype=np.int64) * PIECE_BYTES
+        moves = TransferList.equal(memory, starts, starts + place * LIST_BYTES, PIECE_BYTES)
+        while not self._ending.is_set():
+            try:
+                self._transport.write(self._region, [moves], self._traffic_class, DEADLINE_S)
+            except TransferError as error:
+                self.failures.append(str(error))
+            else:
+                self.num_written += 1

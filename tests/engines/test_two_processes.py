@@ -1,0 +1,28 @@
+"""Engines in two plain processes over RDMA: the same tokens as over shared memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 240
+
+
+@pytest.mark.rdma
+@pytest.mark.slow
+def test_tokens_are_the_same_over_verbs_between_two_processes_as_over_shared_memory() -> None:
+    command = [sys.executable, "-m", "tests.engines.two_processes", "shm", "verbs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    shm, verbs = json.loads(done.stdout)["shm"], json.loads(done.stdout)["verbs"]
+    assert verbs["turns"] == shm["turns"]
+    assert [bool(turn["hit_tokens"]) for turn in verbs["turns"]] == [False, True, True, True]
+    assert all(turn["token_ids"] for turn in verbs["turns"])
+    assert not any(shm["packets"].values())
+    assert verbs["packets"]["sent_pkts"]
+    assert verbs["packets"]["rcvd_pkts"]
