@@ -163,7 +163,7 @@ class RayCluster:
                 )
             else:
                 ray.init(address=address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises bare ones where a process of its own is slow to start
             what = (
                 "Ray cannot be started here" if address is None else f"ray.address={address} cannot be joined"
             )

@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from kvstore.keys import weights_id_after_update, weights_id_of_files
 from rollout.actors import RayCluster
 from rollout.agent_run import Sample
 from rollout.cluster_spec import BASE_WEIGHTS, cluster_spec, model_of, store_directory
+from rollout.concurrency import ConcurrencyPolicy, HitCounts, first_limit
 from rollout.config import RunConfig
 from rollout.controller import Controller, Earlier, Running
 from rollout.glance import Glance
@@ -44,6 +45,7 @@ from rollout.weight_stream import NamedTensors, buckets
 from rollout.worker import AgentWorker, WorkerSpec
 
 _BUCKET_BYTES = 64 << 20
+_THROTTLE_EVERY_S = 2.0
 AnyTask = Task | ReplayTask
 _STORE_FIGURES = ("stored_bytes", "evicted_bytes", "quarantined_slots")
 
@@ -104,6 +106,7 @@ class AsyncRolloutBackend:
             rules=config.controller.rules(config.task.group_size),
         )
         self._recorder = Recorder(self._workers)
+        self._concurrency = self._adaptive_concurrency()
 
     async def close(self, *, keep_kv: bool = False) -> None:
         """Stop everything this backend started. Idempotent.
@@ -182,6 +185,7 @@ class AsyncRolloutBackend:
         path, oldest = self._stalls, config.stall_oldest
         async with (
             Watchdog(self._controller, path, stall_s=config.stall_s, num_oldest=oldest),
+            self._throttled(),
             aclosing(self._controller.run(samples, earlier)) as trajectories,
         ):
             async for trajectory in trajectories:
@@ -342,6 +346,34 @@ class AsyncRolloutBackend:
         return sum(each.verified for each in counts) * layout.token_bytes * layout.num_layers
 
     # -- inside --------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _throttled(self) -> AsyncIterator[None]:
+        """Inside, as many agents are at work as KV pressure allows, unless their number is fixed."""
+        throttle = asyncio.create_task(self._throttle()) if self._concurrency is not None else None
+        try:
+            yield
+        finally:
+            if throttle is not None:
+                throttle.cancel()
+
+    async def _throttle(self) -> None:
+        assert self._concurrency is not None
+        while True:
+            glance = await self._controller.glance(0)
+            counts = HitCounts(glance.expected_hit_tokens, glance.lost_hit_tokens)
+            self._controller.max_running = self._concurrency.limit(counts, len(self._controller.running))
+            await asyncio.sleep(_THROTTLE_EVERY_S)
+
+    def _adaptive_concurrency(self) -> ConcurrencyPolicy | None:
+        """None where the number of agents is fixed."""
+        config, layout = self._config, self._cluster.layout
+        if config.num_agents is not None or not config.controller.adaptive:
+            return None
+        token_bytes = layout.token_bytes * layout.num_layers
+        return ConcurrencyPolicy(
+            first_limit(config.kvstore.capacity_bytes, token_bytes, config.task.max_context_tokens)
+        )
 
     @property
     def _stalls(self) -> Path:

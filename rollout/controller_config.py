@@ -25,6 +25,9 @@ class ControllerConfig:
     oversample: int
     """Samples of each group beyond task.group_size. When task.group_size of a group have ended well, the rest
     is dropped: ended at once, returned as truncated, counted, not trained on. 0: none."""
+    adaptive: bool
+    """Whether the number of agents at work follows KV pressure, where num_agents does not fix it: it falls
+    while contexts are evicted from the store before their agents come back, and grows while none is."""
     journal: bool
     """Whether each finished turn is written to run_dir/journal, for `resume`."""
     journal_sync_s: float

@@ -36,6 +36,10 @@ class Glance:
     """Phases begun since the start. When it stands still, nothing moves."""
     num_turns: int = 0
     """Turns finished since the start."""
+    expected_hit_tokens: int = 0
+    """Whole blocks of the agents' own contexts, at turns after their first, since the start."""
+    lost_hit_tokens: int = 0
+    """Those of them that were no hit."""
     oldest: tuple[AgentNow, ...] = ()
     """Those that have been running longest, longest first."""
     silent: tuple[str, ...] = ()
@@ -51,6 +55,8 @@ class Glance:
         return cls(
             num_moves=sum(part.num_moves for part in parts),
             num_turns=sum(part.num_turns for part in parts),
+            expected_hit_tokens=sum(part.expected_hit_tokens for part in parts),
+            lost_hit_tokens=sum(part.lost_hit_tokens for part in parts),
             oldest=tuple(agents[:num_oldest]),
             silent=tuple(name for part in parts for name in part.silent),
         )

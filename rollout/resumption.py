@@ -172,7 +172,8 @@ def _refuse_another_run(config_file: Path, config: RunConfig) -> None:
         before = yaml.safe_load(config_file.read_text(encoding="utf-8"))
         assert isinstance(before, dict)
     except (OSError, ValueError, AssertionError, yaml.YAMLError) as error:
-        raise UserError(f"{config_file} of the run to resume cannot be read: {error}") from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{config_file} of the run to resume cannot be read: {why}") from error
     now = yaml.safe_load(to_yaml(config))
     keys = (*_DECIDE_TRAJECTORIES, *(("num_agents",) if config.job == "replay" else ()))
     for key in keys:

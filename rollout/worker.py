@@ -29,7 +29,7 @@ from rollout.replay_agent import ReplaySetup, prepare_history, run_replay
 from rollout.replay_task import ReplayTask
 from rollout.replay_tokens import TokenSource
 from rollout.stacks import stacks
-from rollout.types import Trajectory
+from rollout.types import Trajectory, Turn
 from rollout.watchdog import LoopAlarm
 
 
@@ -60,6 +60,7 @@ class _Agent:
     phase: str = "other"
     phase_began_s: float = 0.0
     num_turns: int = 0
+    last: Turn | None = None
 
 
 class AgentWorker:
@@ -76,6 +77,7 @@ class AgentWorker:
         self._first_record = 0
         self._has_records = asyncio.Event()
         self._num_moves = self._num_turns = 0
+        self._expected_hit_tokens = self._lost_hit_tokens = 0
         self._alarm = None if spec.stalls is None else LoopAlarm(*spec.stalls)
 
     async def run(self, sample: Sample) -> Trajectory:
@@ -100,7 +102,9 @@ class AgentWorker:
             for name, agent in islice(here, num_oldest)
             if agent.started_s is not None
         )
-        return Glance(self._num_moves, self._num_turns, oldest)
+        return Glance(
+            self._num_moves, self._num_turns, self._expected_hit_tokens, self._lost_hit_tokens, oldest
+        )
 
     async def stacks(self) -> str:
         """What this process is doing."""
@@ -139,8 +143,8 @@ class AgentWorker:
         def on_record(record: Record) -> None:
             self._num_moves += 1
             if isinstance(record, TurnEnded):
-                agent.num_turns += 1
                 self._num_turns += 1
+                self._count_turn(agent, record.turn)
             if self._spec.keeps_records:
                 self._records.append(frame(record))
                 self._has_records.set()
@@ -150,6 +154,17 @@ class AgentWorker:
         return await run_agent(
             sample, self._agent_setup, abort=agent.abort, on_phase=on_phase, on_record=on_record
         )
+
+    def _count_turn(self, agent: _Agent, turn: Turn) -> None:
+        agent.num_turns += 1
+        last, agent.last = agent.last, turn
+        if last is not None and (last.segment, last.weights_version) == (turn.segment, turn.weights_version):
+            block_tokens = self._spec.parts.layout.block_tokens
+            stored_tokens = (last.prompt_tokens + last.output_tokens) // block_tokens * block_tokens
+            # The last token's KV is not made, and a prompt's last block counts as a miss.
+            expected_tokens = min(stored_tokens, (turn.prompt_tokens - 1) // block_tokens * block_tokens)
+            self._expected_hit_tokens += expected_tokens
+            self._lost_hit_tokens += max(0, expected_tokens - turn.hit_tokens - block_tokens)
 
     @cached_property
     def _agent_setup(self) -> AgentSetup:

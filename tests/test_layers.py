@@ -40,8 +40,11 @@ PURE = (
     "kvstore/matched_prefixes.py",
     "kvstore/lineage.py",
     "kvstore/eviction.py",
+    "rollout/concurrency.py",
+    "rollout/journal_record.py",
     "rollout/limits.py",
     "rollout/metrics.py",
+    "rollout/step_policy.py",
 )
 NOT_IN_POLICY = {"torch", "ray", "time", "os", "socket", "threading", "subprocess"}
 

@@ -176,6 +176,7 @@ CONFIG = ControllerConfig(
     min_viable=3,
     max_replacements=2,
     oversample=0,
+    adaptive=True,
     journal=True,
     journal_sync_s=1.0,
     stall_s=60.0,
