@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -33,7 +33,7 @@ from rollout.agent_run import (
     one_line,
     play,
 )
-from rollout.environment import Environment, Step, make_environment
+from rollout.environment import Environment, Reply, Step
 from rollout.expected_lengths import ExpectedLengths
 from rollout.limits import Limits, deadline
 from rollout.prompt_format import PromptFormat
@@ -52,8 +52,8 @@ class AgentSetup:
     sampling: SamplingParams
     """Stop ids and stop strings are in addition to the prompt format's."""
     limits: Limits
+    environment_of: Callable[[Task], Environment]
     clock: Callable[[], float] = time.monotonic
-    environment_of: Callable[[Task], Environment] = make_environment
     lengths: ExpectedLengths = field(default_factory=ExpectedLengths)
     """Of trajectories that ended before, in earlier steps too."""
 
@@ -108,10 +108,15 @@ class _Run(AgentRun):
         return self._sample.task
 
     async def play(self) -> StopReason:
-        environment, opening = self._open_environment()
-        if self._turns and not await self._hear_again(environment, opening):
+        if self._turns:
+            async with self._environment() as (environment, opening):
+                if await self._hear_again(environment, opening):
+                    return await self._converse(environment, opening)
             self._forget()
-            environment, opening = self._open_environment()
+        async with self._environment() as (environment, opening):
+            return await self._converse(environment, opening)
+
+    async def _converse(self, environment: Environment, opening: Sequence[int]) -> StopReason:
         with engine_errors():
             context = self._setup.engines.open_context()
         if self._turns:
@@ -123,11 +128,19 @@ class _Run(AgentRun):
             reason = await self._take_turn(environment, context)
         return reason
 
-    def _open_environment(self) -> tuple[Environment, Sequence[int]]:
-        """A fresh one, and the ids of its opening conversation."""
+    @asynccontextmanager
+    async def _environment(self) -> AsyncIterator[tuple[Environment, Sequence[int]]]:
+        """A fresh one, and the ids of its opening conversation; what closing it raises changes nothing."""
         with _environment_errors():
             environment = self._environment_of(self._task)
-            return environment, self._format.open(environment.reset())
+        try:
+            async with self._environment_deadline("begin"):
+                opening = await environment.reset()
+            yield environment, self._format.open(opening.messages, opening.tools)
+        finally:
+            with suppress(Failure):
+                async with self._environment_deadline("close"):
+                    await environment.close()
 
     async def _hear_again(self, environment: Environment, opening: Sequence[int]) -> bool:
         """Bring a fresh environment to where the history ends, by saying to it what the model said.
@@ -179,12 +192,17 @@ class _Run(AgentRun):
     async def _step(self, environment: Environment, token_ids: array[int]) -> Step:
         """The environment's answer to what the model said."""
         self._on_phase("tool")
-        timeout_s = self.limits.tool_timeout_s
         said = self._format.text(token_ids)
-        late = f"the environment did not answer within {timeout_s:g} s"
+        async with self._environment_deadline("answer"):
+            return await environment.step(said)
+
+    @asynccontextmanager
+    async def _environment_deadline(self, what: str) -> AsyncIterator[None]:
+        timeout_s = self.limits.tool_timeout_s
+        late = f"the environment did not {what} within {timeout_s:g} s"
         async with deadline(timeout_s, Failure(StopReason.TOOL_ERROR, late)):
             with _environment_errors():
-                return await environment.step(said)
+                yield
 
     def _hear(self, step: Step, result: TurnResult, context: Context) -> StopReason | None:
         """Take in the environment's answer; the reason to stop now, if there is one."""
@@ -200,7 +218,7 @@ class _Run(AgentRun):
         self._append_given(context, reply_ids)
         return None
 
-    def _reply_ids(self, reply: str, said_ids: array[int]) -> Sequence[int]:
+    def _reply_ids(self, reply: Reply, said_ids: array[int]) -> Sequence[int]:
         """What the context gains by `reply` to what the model said."""
         return self._format.reply(reply, ended=self._format.ended(said_ids))
 

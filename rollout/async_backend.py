@@ -39,6 +39,7 @@ from rollout.replay_task import ReplayTask
 from rollout.resumption import StartWeights
 from rollout.submitted import Submitted
 from rollout.tasks import Task
+from rollout.tools.figures import ToolReport
 from rollout.types import Trajectory
 from rollout.watchdog import Watchdog
 from rollout.weight_stream import NamedTensors, buckets
@@ -304,6 +305,15 @@ class AsyncRolloutBackend:
             for name in ("estimate_mape", "forward_mape")
         }
 
+    async def tool_figures(self) -> Mapping[str, float]:
+        """What the tools of all agent workers did since the start, as `tools/` figures.
+
+        A worker that is dead is not counted.
+        """
+        asked = (worker.tool_report() for worker in self._workers)
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        return sum((each for each in told if isinstance(each, ToolReport)), ToolReport()).series()
+
     async def metrics(self) -> Mapping[str, float]:
         """What the backend holds and has done since the start, as flat slash-named figures."""
         figures: dict[str, float] = {"rollout/weights_version": self.weights_version}
@@ -311,6 +321,7 @@ class AsyncRolloutBackend:
         figures |= {f"scheduler/{k}": v for k, v in scheduler.items() if k not in _STORE_FIGURES}
         figures |= await self.store_figures()
         figures |= await self.estimate_figures()
+        figures |= await self.tool_figures()
         kv = await self.kv_bytes()
         figures["kv/read_bytes/prefill_side"] = kv.read_prefill_side
         figures["kv/read_bytes/decode_side"] = kv.read_decode_side
@@ -401,6 +412,8 @@ class AsyncRolloutBackend:
                 turn_deadline_s=task.turn_deadline_s,
                 tool_timeout_s=task.tool_timeout_s,
             ),
+            tools=config.tools,
+            sandbox=config.sandbox,
             tool_wait_scale=config.tool_wait_scale / (1.0 if model is not None else config.time_scale),
             keeps_records=self._keeps_records,
             stalls=(self._stalls, config.controller.stall_s),

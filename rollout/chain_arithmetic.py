@@ -18,8 +18,9 @@ import random
 import re
 from dataclasses import dataclass
 
-from rollout.environment import Message, Step
+from rollout.environment import Message, Opening, Step
 from rollout.tasks import Task
+from rollout.workbench import Workbench
 
 ALPHABET = "_QCRA;?0123456789+-*#"
 """Token id = place in this string. `_` pads; `#` may stand for the end of a text."""
@@ -54,13 +55,14 @@ class ChainProblem:
 class ChainArithmetic:
     """Environment of one such expression."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, workbench: Workbench | None = None) -> None:
+        """It needs nothing of the workbench."""
         self._task = task
         self._num_calls = 0
 
-    def reset(self) -> tuple[Message, ...]:
+    async def reset(self) -> Opening:
         self._num_calls = 0
-        return (Message(role="user", content=self._task.prompt),)
+        return Opening((Message(role="user", content=self._task.prompt),))
 
     async def step(self, text: str) -> Step:
         body = text.removesuffix(TURN_END)
@@ -75,6 +77,9 @@ class ChainArithmetic:
             return _FAILED
         self._num_calls += 1
         return Step(reply=f"R{value}{TURN_END}", reward=0.0, done=False, tool_calls=1)
+
+    async def close(self) -> None:
+        """It holds nothing."""
 
 
 def sample_problem(rng: random.Random, min_operators: int, max_operators: int) -> ChainProblem:

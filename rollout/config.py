@@ -17,6 +17,9 @@ from engines.types import SamplingParams
 from kvstore.config import StoreConfig
 from kvstore.transport_config import TransportConfig
 from rollout.controller_config import ControllerConfig
+from rollout.sandbox.config import SandboxConfig
+from rollout.tasks import ENVIRONMENTS
+from rollout.tools.config import ToolsConfig
 from rollout.trainer_config import TrainerConfig
 from rollout.warm_start_config import WarmStartConfig
 
@@ -43,11 +46,13 @@ class ModelConfig:
 class TaskConfig:
     """What the agents do, how many of them at a time, and where each of them must stop."""
 
-    environment: Literal["word_problems", "chain_arithmetic"]
+    environment: str
     """How tasks are played where their file does not say. `word_problems`: problems in words, with a
-    calculator. `chain_arithmetic`: expressions for a tiny model, one operation a calculator call."""
+    calculator. `chain_arithmetic`: expressions for a tiny model, one operation a calculator call. `tool_use`:
+    a question, with the tools its line names. `module:Class`: your own."""
     path: str | None
-    """A JSONL file of tasks. null: the bundled ones, or generated ones for `chain_arithmetic`."""
+    """A JSONL file of tasks. null: the bundled ones of `word_problems`, or generated ones for
+    `chain_arithmetic`."""
     prompts_per_step: int
     """Tasks in one rollout step."""
     group_size: int
@@ -61,9 +66,12 @@ class TaskConfig:
     turn_deadline_s: float
     """Longest one model call may take, retries included."""
     tool_timeout_s: float
-    """Longest one tool call may take."""
+    """Longest the environment may take over one reply of the model, all its tool calls included."""
 
     def __post_init__(self) -> None:
+        if self.environment not in ENVIRONMENTS and ":" not in self.environment:
+            known = ", ".join(ENVIRONMENTS)
+            raise ValueError(f"environment must be one of {known}, or module:Class, got {self.environment}")
         require_at_least(self, 1, "prompts_per_step", "group_size", "max_turns")
         require_at_least(self, 2, "max_context_tokens")
         require_above(self, 0, "wall_time_s", "turn_deadline_s", "tool_timeout_s")
@@ -185,6 +193,10 @@ class RunConfig:
     """The prefill and decode engines."""
     cluster: ClusterConfig
     """The links between them and to storage: their rates, where they are limited."""
+    tools: ToolsConfig
+    """How tools are called."""
+    sandbox: SandboxConfig
+    """What code that a model wrote may use."""
     model_profile: ModelProfile | None
     """What paced engines make of the model: its KV bytes and its times. null: the engines are not paced."""
     kvstore: StoreConfig

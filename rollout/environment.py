@@ -7,9 +7,10 @@ the task is done and what it was worth. It sees text, never token ids. It is use
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from rollout.tasks import ENVIRONMENTS, Task
+ToolSchema = dict[str, Any]
+"""A tool as chat templates take it: {"type": "function", "function": {name, description, parameters}}."""
 
 
 class ToolError(Exception):
@@ -21,15 +22,29 @@ class Message:
     """One message of a conversation."""
 
     role: str
-    """system, user or assistant."""
+    """system, user, assistant, or tool for what a tool gave."""
     content: str
+
+
+Reply = str | tuple[Message, ...]
+"""What a model is told between two of its turns; a text is one message of the user's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a trajectory begins with."""
+
+    messages: tuple[Message, ...]
+    """The whole opening conversation, demonstrations included."""
+    tools: tuple[ToolSchema, ...] = ()
+    """Tools that the model may call in the form of rollout.tools.calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """The environment's answer to one reply of the model."""
 
-    reply: str | None
+    reply: Reply | None
     """What the model is told next; None when done."""
     reward: float
     """Earned by this reply; a trajectory's reward is the sum."""
@@ -43,30 +58,13 @@ class Step:
 
 
 class Environment(Protocol):
-    """One task being played."""
+    """One task being played. What any of its methods raises ends the trajectory and is recorded on it."""
 
-    def reset(self) -> tuple[Message, ...]:
-        """The whole opening conversation, demonstrations included."""
+    async def reset(self) -> Opening:
+        """Begin."""
 
     async def step(self, text: str) -> Step:
-        """Answer `text`, which the model just generated (decoded, without its end-of-turn token).
+        """Answer `text`, which the model just generated (decoded, without its end-of-turn token)."""
 
-        An exception means that the environment broke; it ends the trajectory and is recorded on it.
-        """
-
-
-def make_environment(task: Task) -> Environment:
-    """A fresh environment for one trajectory of `task`."""
-    # Imported here because each environment imports this file's types.
-    match task.environment:
-        case "word_problems":
-            from rollout.word_problems import WordProblem
-
-            return WordProblem(task)
-        case "chain_arithmetic":
-            from rollout.chain_arithmetic import ChainArithmetic
-
-            return ChainArithmetic(task)
-        case name:
-            known = ", ".join(ENVIRONMENTS)
-            raise ValueError(f"environment {name!r} of task {task.task_id} is unknown; known: {known}")
+    async def close(self) -> None:
+        """Give back what the task holds, however it ended. Called once, after everything else."""

@@ -293,6 +293,7 @@ async def _rollout(
     summary = summarise_step(done, step, backend.weights_version, moved, num_replaced=replaced)
     desk.steps.append(summary)
     figures = await backend.store_figures() | await backend.estimate_figures()
+    figures |= await backend.tool_figures()
     desk.monitor.log(series(summary) | figures, step=step)
     return done
 
@@ -366,11 +367,10 @@ async def _train(
 
 def _tasks(config: RunConfig) -> list[Task]:
     """The job's task set: the user's, the bundled one, or generated problems for the tiny model."""
-    if config.task.path is not None:
-        return load_tasks(Path(config.task.path))
-    if config.task.environment == "chain_arithmetic":
+    environment = config.task.environment
+    if config.task.path is None and environment == "chain_arithmetic":
         return make_tasks(config.seed, _NUM_GENERATED_TASKS)
-    return load_tasks(bundled_tasks_path())
+    return load_tasks(Path(config.task.path or bundled_tasks_path(environment)), environment)
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Looks at everything a job needs before anything is started, so that bad input costs one line.
 
-It opens the model's configuration, the task file and the machine's memory figures; it starts nothing.
+It opens the model's configuration, the task file and the machine's memory figures. It starts nothing but,
+where tasks run code, a sandbox for a moment.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rollout.config import RunConfig
+from rollout.environments import needs_sandbox
 from rollout.errors import UserError
 from rollout.replay import max_context_tokens, plan_replay
-from rollout.tasks import load_tasks
+from rollout.sandbox.sandbox import check_sandbox
+from rollout.tasks import bundled_tasks_path, load_tasks
 
 FETCHED_MODEL = "models/smollm2-135m-instruct"
 """What scripts/fetch_model makes and conf/model/smollm2.yaml names."""
@@ -33,8 +36,13 @@ def check(config: RunConfig) -> None:
 
 
 def _check_tasks(config: RunConfig) -> None:
-    if config.task.path is not None:
-        load_tasks(Path(config.task.path))
+    """The task file is good, its environments can be imported, a sandbox can be started if one is needed."""
+    environment = config.task.environment
+    if config.job == "replay" or (config.task.path is None and environment == "chain_arithmetic"):
+        return
+    tasks = load_tasks(Path(config.task.path or bundled_tasks_path(environment)), environment)
+    if True in {needs_sandbox(task) for task in tasks}:
+        check_sandbox(config.sandbox)
 
 
 def _check_decision_log(path: str | None) -> None:

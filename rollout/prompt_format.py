@@ -7,18 +7,32 @@ are never tokenised again. A context is
 
 where the reply ids close the model's turn, hold what the environment said, and open the next turn of
 the model. For a chat model they are taken from its own template, by rendering marked conversations and
-cutting out what stands between the marks; so the template need not be known here.
+cutting out what stands between the marks; so the template need not be known here, and one that drops
+earlier reasoning never sees it: history stays as it was sampled.
+
+Tools are told in the template's own way where it has one and its calls can be read (rollout.tools.calls), and
+else in words. Text that came from elsewhere never becomes a special token (rollout.text_encoder).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from rollout.environment import Message
+from rollout.environment import Message, Reply, ToolSchema
 from rollout.errors import UserError
+from rollout.text_encoder import TextEncoder
+from rollout.tools.calls import ToolCall, describe_result, describe_tools, read_calls
 
-_MARKS = ("<<user-1>>", "<<model-1>>", "<<user-2>>", "<<model-2>>", "<<user-3>>")
+_PROBE: ToolSchema = {
+    "type": "function",
+    "function": {
+        "name": "probe_tool",
+        "description": "A probe.",
+        "parameters": {"type": "object", "properties": {"probe": {"type": "string"}}},
+    },
+}
+_PROBE_CALL = ToolCall("probe_tool", {"probe": "value"})
 
 
 class PromptFormatError(UserError):
@@ -45,7 +59,8 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(
         self,
-        conversation: list[dict[str, str]],
+        conversation: list[dict[str, Any]],
+        tools: list[ToolSchema] | None,
         *,
         tokenize: bool,
         add_generation_prompt: bool,
@@ -65,14 +80,14 @@ class PromptFormat(Protocol):
     def stop_strings(self) -> tuple[str, ...]:
         """Texts that end the model's turn."""
 
-    def open(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the opening, after which the model speaks."""
+    def open(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
+        """Ids of the opening, after which the model speaks and may call `tools`."""
 
     def ended(self, token_ids: Sequence[int]) -> bool:
         """Whether these sampled ids close the model's turn as the format does."""
 
-    def reply(self, text: str, *, ended: bool) -> list[int]:
-        """Ids to append after a turn of the model, so that it hears `text` and speaks again.
+    def reply(self, reply: Reply, *, ended: bool) -> list[int]:
+        """Ids to append after a turn of the model, so that it hears `reply` and speaks again.
 
         `ended` says that the turn's closing token was sampled; if not, it is put in.
         """
@@ -87,8 +102,10 @@ class ChatFormat:
     def __init__(self, tokenizer: Tokenizer, eos_ids: Sequence[int] = ()) -> None:
         """`eos_ids` are further end tokens, those of the model's generation config."""
         self._tokenizer = tokenizer
-        self._before_user, self._after_user = _between_turns(tokenizer)
-        closing = _encode(tokenizer, self._before_user)
+        self._encoder = TextEncoder(tokenizer)
+        self._gaps: dict[tuple[str, ...], list[str]] = {}
+        self._has_tools = _has_tools(tokenizer)
+        closing = self._encoder.encode(self._around(("user",))[0])
         special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
         self._num_closing = next((n for n, i in enumerate(closing, 1) if i in special), 0)
         self._end_id = closing[self._num_closing - 1] if self._num_closing else None
@@ -102,16 +119,28 @@ class ChatFormat:
     def stop_strings(self) -> tuple[str, ...]:
         return ()
 
-    def open(self, messages: Sequence[Message]) -> list[int]:
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
-        return _encode(self._tokenizer, _render(self._tokenizer, conversation))
+    def open(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
+        if tools and not self._has_tools:
+            messages, tools = _with_tools_in_words(messages, tools), ()
+        conversation = [{"role": m.role, "content": self._encoder.guard(m.content)} for m in messages]
+        return self._encoder.encode(_render(self._tokenizer, conversation, tools))
 
     def ended(self, token_ids: Sequence[int]) -> bool:
         return len(token_ids) > 0 and token_ids[-1] == self._end_id
 
-    def reply(self, text: str, *, ended: bool) -> list[int]:
-        ids = _encode(self._tokenizer, self._before_user + text + self._after_user)
+    def reply(self, reply: Reply, *, ended: bool) -> list[int]:
+        messages = reply if self._has_tools and not isinstance(reply, str) else (_one_message(reply),)
+        first, *others = self._around(tuple(message.role for message in messages))
+        guarded = (self._encoder.guard(message.content) for message in messages)
+        rendered = first + "".join(text + gap for text, gap in zip(guarded, others, strict=True))
+        ids = self._encoder.encode(rendered)
         return ids[self._num_closing :] if ended else ids
+
+    def _around(self, roles: tuple[str, ...]) -> list[str]:
+        """What the template writes before, between and after messages of these roles that follow a turn."""
+        if roles not in self._gaps:
+            self._gaps[roles] = _between_turns(self._tokenizer, roles)
+        return self._gaps[roles]
 
     def text(self, token_ids: Sequence[int]) -> str:
         return _decode_turn(self._tokenizer, token_ids, self._stop_ids)
@@ -123,6 +152,7 @@ class PlainFormat:
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int] = ()) -> None:
         """The first stop id, by default the tokenizer's end token, closes a turn that was cut."""
         self._tokenizer = tokenizer
+        self._encoder = TextEncoder(tokenizer)
         self._stop_ids = _unique(*stop_ids, *(() if stop_ids else (tokenizer.eos_token_id,)))
 
     @property
@@ -133,15 +163,17 @@ class PlainFormat:
     def stop_strings(self) -> tuple[str, ...]:
         return ()
 
-    def open(self, messages: Sequence[Message]) -> list[int]:
-        return _encode(self._tokenizer, "".join(message.content for message in messages))
+    def open(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
+        if tools:
+            messages = _with_tools_in_words(messages, tools)
+        return self._encoder.encode("".join(self._encoder.guard(message.content) for message in messages))
 
     def ended(self, token_ids: Sequence[int]) -> bool:
         return len(token_ids) > 0 and token_ids[-1] in self._stop_ids
 
-    def reply(self, text: str, *, ended: bool) -> list[int]:
+    def reply(self, reply: Reply, *, ended: bool) -> list[int]:
         closing = [] if ended else list(self._stop_ids[:1])
-        return closing + _encode(self._tokenizer, text)
+        return closing + self._encoder.encode(self._encoder.guard(_one_message(reply).content))
 
     def text(self, token_ids: Sequence[int]) -> str:
         return _decode_turn(self._tokenizer, token_ids, self._stop_ids)
@@ -157,29 +189,29 @@ def open_format(tokenizer: Tokenizer, eos_ids: Sequence[int] = ()) -> PromptForm
     return PlainFormat(tokenizer, _unique(tokenizer.eos_token_id, *eos_ids))
 
 
-def _between_turns(tokenizer: Tokenizer) -> tuple[str, str]:
-    """What the template puts from the model's text to the user's, and from there to the model's."""
+def _between_turns(tokenizer: Tokenizer, roles: tuple[str, ...]) -> list[str]:
+    """What the template puts between the model's text, messages of `roles`, and the model's next text."""
     if not tokenizer.chat_template:
         raise PromptFormatError(f"the tokenizer of {tokenizer.name_or_path} has no chat template")
-    conversation = [
-        {"role": "assistant" if place % 2 else "user", "content": mark} for place, mark in enumerate(_MARKS)
-    ]
-    gaps = _gaps(_render(tokenizer, conversation))
-    shorter = _gaps(_render(tokenizer, conversation[:3]))
-    # gaps: before user 1 | to model 1 | to user 2 | to model 2 | to user 3 | to the model's next turn
-    extends = len(gaps) == len(_MARKS) + 1 and gaps[:3] == shorter[:3] and gaps[2] == gaps[4]
-    if not extends:
+    num, shorter = len(roles), ("user", "assistant", *roles)
+    gaps = _gaps(tokenizer, (*shorter, "assistant", *roles))
+    before = _gaps(tokenizer, shorter)
+    # gaps: before user 1 | to model 1 | to told 1 .. | to model 2 | to told 2 .. | to the model's next turn
+    extends = len(gaps) == 2 * num + 4 and gaps[: num + 2] == before[: num + 2]
+    if not extends or gaps[2 : num + 2] != gaps[num + 3 : -1]:
         raise PromptFormatError(
             f"the chat template of {tokenizer.name_or_path} drops or changes earlier turns as a "
             "conversation grows; give a template that only appends"
         )
-    return gaps[4], gaps[5]
+    return gaps[num + 3 :]
 
 
-def _gaps(rendered: str) -> list[str]:
-    """The pieces of `rendered` around the marks, as far as they stand there in order."""
-    gaps, rest = [], rendered
-    for mark in _MARKS:
+def _gaps(tokenizer: Tokenizer, roles: tuple[str, ...]) -> list[str]:
+    """The pieces of a rendered conversation around its messages, as far as they stand there in order."""
+    marks = [f"<<{role}-{place}>>" for place, role in enumerate(roles)]
+    conversation = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    gaps, rest = [], _render(tokenizer, conversation)
+    for mark in marks:
         gap, found, tail = rest.partition(mark)
         if not found:
             break
@@ -188,9 +220,34 @@ def _gaps(rendered: str) -> list[str]:
     return [*gaps, rest]
 
 
-def _render(tokenizer: Tokenizer, conversation: list[dict[str, str]]) -> str:
+def _has_tools(tokenizer: Tokenizer) -> bool:
+    """Whether the template tells of tools, of their results, and of calls in the form that is read here."""
+    call = {"type": "function", "function": {"name": _PROBE_CALL.name, "arguments": _PROBE_CALL.arguments}}
+    conversation: list[dict[str, Any]] = [
+        {"role": "user", "content": "user"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "<<result>>"},
+    ]
     try:
-        return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        rendered = _render(tokenizer, conversation, [_PROBE])
+        without = _render(tokenizer, conversation)
+        _between_turns(tokenizer, ("tool",))
+    except PromptFormatError:
+        return False
+    told = "A probe." in rendered and "<<result>>" in rendered
+    return told and read_calls(without) == [_PROBE_CALL]
+
+
+def _render(
+    tokenizer: Tokenizer, conversation: Sequence[Mapping[str, Any]], tools: Iterable[ToolSchema] = ()
+) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in conversation],
+            list(tools) or None,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
     except Exception as error:  # a template may raise anything
         reason = str(error).strip().partition("\n")[0]
         raise PromptFormatError(
@@ -198,8 +255,21 @@ def _render(tokenizer: Tokenizer, conversation: list[dict[str, str]]) -> str:
         ) from error
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False))
+def _with_tools_in_words(messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[Message]:
+    """The conversation with its tools told in the system message, or in the first one if there is none."""
+    first, *others = messages
+    told = [first.content, describe_tools(tools)]
+    if first.role != "system":
+        told.reverse()
+    return [Message(first.role, "\n\n".join(told)), *others]
+
+
+def _one_message(reply: Reply) -> Message:
+    """The reply as one message of the user's, results of tools told in words."""
+    if isinstance(reply, str):
+        return Message("user", reply)
+    told = (describe_result(m.content) if m.role == "tool" else m.content for m in reply)
+    return Message("user", "\n".join(told))
 
 
 def _decode_turn(tokenizer: Tokenizer, token_ids: Sequence[int], stop_ids: tuple[int, ...]) -> str:

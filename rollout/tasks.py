@@ -1,7 +1,7 @@
 """The task set: what each agent is asked, and the answer its reward is judged by.
 
 A task file is JSONL. Each line is an object with `prompt` and `answer` (a string or a number), and
-optionally `id` and `environment`; other keys are left alone. This file checks such files and deals
+optionally `id` and `environment`; other keys are the environment's. This file checks such files and deals
 tasks out to steps; how a task is played is the environment's affair.
 """
 
@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from rollout.errors import UserError
 
-ENVIRONMENTS: tuple[str, ...] = ("word_problems", "chain_arithmetic")
-"""The names `make_environment` knows."""
+ENVIRONMENTS = {
+    "word_problems": "rollout.word_problems:WordProblem",
+    "chain_arithmetic": "rollout.chain_arithmetic:ChainArithmetic",
+    "tool_use": "rollout.tool_use:ToolUse",
+}
+"""The bundled environments: name and class. Other names are `module:Class`."""
+_BUNDLED = {"word_problems": "arithmetic.jsonl"}
+
+
+_OWN_KEYS = ("id", "prompt", "answer", "environment")
 
 
 class TaskFileError(UserError, ValueError):
@@ -32,21 +41,30 @@ class Task:
     prompt: str
     answer: str
     environment: str = "word_problems"
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What else the task's line says, for its environment."""
 
 
-def bundled_tasks_path() -> Path:
-    """The arithmetic problems that ship with the package."""
-    return Path(str(resources.files("rollout") / "data" / "arithmetic.jsonl"))
+def bundled_tasks_path(environment: str = "word_problems") -> Path:
+    """The tasks of an environment that ship with the package; TaskFileError if none do."""
+    if environment not in _BUNDLED:
+        raise TaskFileError(
+            f"no tasks for task.environment={environment} ship with the package; set task.path"
+        )
+    return Path(str(resources.files("rollout") / "data" / _BUNDLED[environment]))
 
 
-def load_tasks(path: Path) -> list[Task]:
-    """Read a task file; raise TaskFileError at its first bad line."""
+def load_tasks(path: Path, environment: str = "word_problems") -> list[Task]:
+    """Read a task file; raise TaskFileError at its first bad line.
+
+    `environment` plays the lines that do not name one.
+    """
     tasks: list[Task] = []
     line_of: dict[str, int] = {}
     for number, line in enumerate(_read(path).split("\n"), start=1):
         if not line.strip():
             continue
-        task = _parse(line, number, f"task file {path} line {number}")
+        task = _parse(line, number, f"task file {path} line {number}", environment)
         if task.task_id in line_of:
             raise TaskFileError(
                 f'task file {path} line {number}: "id" {task.task_id!r} is taken by line '
@@ -85,22 +103,28 @@ def _read(path: Path) -> str:
         raise TaskFileError(f"task file {path} cannot be read: {error}") from error
 
 
-def _parse(line: str, number: int, where: str) -> Task:
+def _parse(line: str, number: int, where: str, environment: str) -> Task:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise TaskFileError(f"{where}: not JSON: {error}") from None
     if not isinstance(record, dict):
         raise TaskFileError(f"{where}: must be a JSON object, got {line.strip()[:40]!r}")
-    environment = _text(record, "environment", where, default="word_problems")
-    if environment not in ENVIRONMENTS:
+    environment = _text(record, "environment", where, default=environment)
+    if environment not in ENVIRONMENTS and ":" not in environment:
         known = ", ".join(ENVIRONMENTS)
-        raise TaskFileError(f'{where}: "environment" {environment!r} is unknown; known ones: {known}')
+        raise TaskFileError(
+            f'{where}: "environment" {environment!r} is unknown; known ones: {known}, or module:Class'
+        )
+    default_answer = None if environment in ENVIRONMENTS else ""
     return Task(
         task_id=_text(record, "id", where, default=f"line-{number}", number=True),
         prompt=_text(record, "prompt", where),
-        answer=_text(record, "answer", where, number=True),
+        answer=_text(
+            record, "answer", where, default=None if environment in ENVIRONMENTS else "", number=True
+        ),
         environment=environment,
+        details={key: value for key, value in record.items() if key not in _OWN_KEYS},
     )
 
 

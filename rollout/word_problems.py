@@ -11,8 +11,9 @@ import re
 from fractions import Fraction
 
 from rollout.calculator import calculator
-from rollout.environment import Message, Step, ToolError
+from rollout.environment import Message, Opening, Step, ToolError
 from rollout.tasks import Task
+from rollout.workbench import Workbench
 
 MAX_MISTAKES = 3
 """So many bad replies in a row end the task with reward 0."""
@@ -53,17 +54,18 @@ _HELP = "ERROR: reply CALC(expression) or ANSWER(number)"
 class WordProblem:
     """Environment of one problem."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, workbench: Workbench | None = None) -> None:
+        """It needs nothing of the workbench."""
         self._task = task
         self._mistakes = 0
 
-    def reset(self) -> tuple[Message, ...]:
+    async def reset(self) -> Opening:
         self._mistakes = 0
         messages = [Message("system", SYSTEM)]
         for demonstration in DEMONSTRATIONS:
             for place, content in enumerate(demonstration):
                 messages.append(Message("assistant" if place % 2 else "user", content))
-        return (*messages, Message("user", self._task.prompt))
+        return Opening((*messages, Message("user", self._task.prompt)))
 
     async def step(self, text: str) -> Step:
         reply = text.strip()
@@ -79,6 +81,9 @@ class WordProblem:
             return self._mistake(f"ERROR: {error}", tool_calls=1)
         self._mistakes = 0
         return Step(reply=f"RESULT: {value}", reward=0.0, done=False, tool_calls=1)
+
+    async def close(self) -> None:
+        """It holds nothing."""
 
     def _mistake(self, message: str, tool_calls: int) -> Step:
         self._mistakes += 1

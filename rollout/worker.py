@@ -21,6 +21,7 @@ from engines.model.tokenizer import end_token_ids, load_tokenizer, ordinary_toke
 from engines.types import SamplingParams
 from rollout.agent import AgentSetup, run_agent
 from rollout.agent_run import Sample
+from rollout.environments import make_environment
 from rollout.glance import AgentNow, Glance
 from rollout.journal_record import Record, TurnEnded, frame
 from rollout.limits import Limits
@@ -28,9 +29,14 @@ from rollout.prompt_format import open_format
 from rollout.replay_agent import ReplaySetup, prepare_history, run_replay
 from rollout.replay_task import ReplayTask
 from rollout.replay_tokens import TokenSource
+from rollout.sandbox.config import SandboxConfig
 from rollout.stacks import stacks
+from rollout.tools.config import ToolsConfig
+from rollout.tools.figures import ToolReport
+from rollout.tools.runner import ToolRunner
 from rollout.types import Trajectory, Turn
 from rollout.watchdog import LoopAlarm
+from rollout.workbench import Workbench
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,8 @@ class WorkerSpec:
     """None: paced engines, which have no text."""
     sampling: SamplingParams
     limits: Limits
+    tools: ToolsConfig
+    sandbox: SandboxConfig
     tool_wait_scale: float = 0.0
     """Of replayed sessions."""
     keeps_records: bool = False
@@ -69,6 +77,7 @@ class AgentWorker:
     def __init__(self, spec: WorkerSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._spec = spec
         self._engines = spec.parts.client()
+        self._workbench = Workbench(ToolRunner(spec.tools), spec.sandbox)
         self._clock = clock
         self._agents: dict[str, _Agent] = {}
         """In the order in which they came."""
@@ -135,6 +144,10 @@ class AgentWorker:
         """Have the KV of a replayed session's history stored; the tokens that were computed for it."""
         return await prepare_history(task, self._replay_setup)
 
+    async def tool_report(self) -> ToolReport:
+        """What tools did here since the start."""
+        return self._workbench.runner.report()
+
     async def _play(self, sample: Sample, agent: _Agent) -> Trajectory:
         def on_phase(phase: str) -> None:
             agent.phase, agent.phase_began_s = phase, self._clock()
@@ -175,6 +188,7 @@ class AgentWorker:
             prompt_format=open_format(load_tokenizer(path), end_token_ids(path)),
             sampling=self._spec.sampling,
             limits=self._spec.limits,
+            environment_of=lambda task: make_environment(task, self._workbench),
         )
 
     @cached_property

@@ -28,6 +28,8 @@ CONFIG_MODULES = (
     "engines/scheduling/settings.py",
     "rollout/config.py",
     "rollout/controller_config.py",
+    "rollout/sandbox/config.py",
+    "rollout/tools/config.py",
     "rollout/trainer_config.py",
     "rollout/warm_start_config.py",
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ from engines.types import (
 from kvstore.keys import BlockKey
 from rollout.agent import AgentSetup, Sample, run_agent
 from rollout.chain_arithmetic import ChainArithmetic
-from rollout.environment import Environment, Message, Step
+from rollout.environment import Environment, Message, Opening, Reply, Step, ToolSchema
 from rollout.expected_lengths import ExpectedLengths
 from rollout.limits import Limits
 from rollout.tasks import Task
@@ -52,13 +52,14 @@ class CharFormat:
     stop_ids = (ord(";"),)
     stop_strings = ("?",)
 
-    def open(self, messages: tuple[Message, ...]) -> list[int]:
+    def open(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
         return ids_of("".join(message.content for message in messages))
 
     def ended(self, token_ids: array[int]) -> bool:
         return token_ids[-1] == ord(";")
 
-    def reply(self, text: str, *, ended: bool) -> list[int]:
+    def reply(self, reply: Reply, *, ended: bool) -> list[int]:
+        text = reply if isinstance(reply, str) else "".join(message.content for message in reply)
         return ids_of(text if ended else ";" + text)
 
     def text(self, token_ids: array[int]) -> str:
@@ -154,15 +155,22 @@ class ScriptedEngines:
 class ScriptedEnvironment:
     """Answers with its steps in order; an exception among them is raised."""
 
-    def __init__(self, *steps: Step | Exception, opening: str | Exception = "Q?") -> None:
+    def __init__(
+        self,
+        *steps: Step | Exception,
+        opening: str | Exception = "Q?",
+        close_error: Exception | None = None,
+    ) -> None:
         self._steps = list(steps)
         self._opening = opening
+        self._close_error = close_error
         self.heard: list[str] = []
+        self.closed = 0
 
-    def reset(self) -> tuple[Message, ...]:
+    async def reset(self) -> Opening:
         if isinstance(self._opening, Exception):
             raise self._opening
-        return (Message("user", self._opening),)
+        return Opening((Message("user", self._opening),))
 
     async def step(self, text: str) -> Step:
         self.heard.append(text)
@@ -170,6 +178,11 @@ class ScriptedEnvironment:
         if isinstance(step, Exception):
             raise step
         return step
+
+    async def close(self) -> None:
+        self.closed += 1
+        if self._close_error is not None:
+            raise self._close_error
 
 
 class HangingEnvironment(ScriptedEnvironment):
@@ -568,3 +581,23 @@ def test_many_agents_at_once_do_not_disturb_one_another() -> None:
 def test_a_limit_that_cannot_be_is_refused_by_name_and_value(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^limits\.{name} must be .*, got {value}$"):
         replace(LIMITS, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        ScriptedEnvironment(Step(None, 1.0, done=True)),
+        ScriptedEnvironment(Step(None, 1.0, done=True), close_error=OSError("no way out")),
+        ScriptedEnvironment(ValueError("broken")),
+        ScriptedEnvironment(opening=ValueError("broken")),
+        HangingEnvironment(),
+    ],
+    ids=["done", "cannot close", "breaks", "cannot open", "hangs"],
+)
+def test_an_environment_is_closed_once_however_it_ended_and_what_that_raises_changes_nothing(
+    environment: ScriptedEnvironment,
+) -> None:
+    trajectory = play(ScriptedEngines("a;"), environment, replace(LIMITS, wall_time_s=0.2))
+    assert environment.closed == 1
+    assert trajectory.reward in (0.0, 1.0)
+    assert (trajectory.error is None) == (trajectory.outcome is not Outcome.TOOL_FAILED)

@@ -16,7 +16,8 @@ from rollout.chain_arithmetic import (
     make_tasks,
     sample_problem,
 )
-from rollout.environment import Message, Step, make_environment
+from rollout.environment import Message, Opening, Step
+from rollout.environments import environment_class
 from rollout.tasks import Task
 
 TASK = Task("t", "Q23*47-5+8?", "1084", "chain_arithmetic")
@@ -29,7 +30,7 @@ def say(environment: ChainArithmetic, text: str) -> Step:
 
 def test_each_call_is_one_operation_and_the_right_answer_earns_the_reward() -> None:
     environment = ChainArithmetic(TASK)
-    assert environment.reset() == (Message("user", "Q23*47-5+8?"),)
+    assert asyncio.run(environment.reset()) == Opening((Message("user", "Q23*47-5+8?"),))
     assert say(environment, "C23*47;") == Step("R1081;", 0.0, done=False, tool_calls=1)
     assert say(environment, "C1081-5;") == Step("R1076;", 0.0, done=False, tool_calls=1)
     assert say(environment, "C1076+8") == Step("R1084;", 0.0, done=False, tool_calls=1)
@@ -71,7 +72,7 @@ def test_a_reset_environment_counts_its_calls_anew() -> None:
     environment = ChainArithmetic(TASK)
     for _ in range(MAX_CALLS):
         say(environment, "C1+1;")
-    environment.reset()
+    asyncio.run(environment.reset())
     assert not say(environment, "C1+1;").done
 
 
@@ -120,5 +121,5 @@ def test_made_tasks_depend_on_the_seed_alone_and_can_be_played() -> None:
     assert tasks == make_tasks(seed=3, num_tasks=40)
     assert {task.prompt for task in tasks} != {task.prompt for task in make_tasks(4, 40)}
     assert len({task.task_id for task in tasks}) == 40
-    assert isinstance(make_environment(tasks[0]), ChainArithmetic)
+    assert environment_class(tasks[0].environment) is ChainArithmetic
     assert all(task.prompt[1:-1] and eval(task.prompt[1:-1]) == int(task.answer) for task in tasks)

@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rollout.chain_arithmetic import ALPHABET
-from rollout.environment import Message
+from rollout.environment import Message, ToolSchema
 from rollout.errors import UserError
 from rollout.prompt_format import ChatFormat, PlainFormat, PromptFormat, PromptFormatError, open_format
 
@@ -197,3 +197,86 @@ def test_the_format_follows_from_whether_there_is_a_template() -> None:
     plain = open_format(byte_tokenizer(None), eos_ids=[7])
     assert isinstance(plain, PlainFormat)
     assert plain.stop_ids == (id_of(byte_tokenizer(None), "<|im_end|>"), 7)
+
+
+QWEN = (
+    "{% if tools %}<|im_start|>system\n"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}# Tools\n<tools>"
+    "{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>\n"
+    'Write <tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
+    "{% elif messages[0].role == 'system' %}"
+    "<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
+    "{% set ns = namespace(last=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
+    "{% elif m.role == 'assistant' %}<|im_start|>assistant\n"
+    "{% if loop.index0 > ns.last %}{{ m.content }}"
+    "{% else %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% endif %}"
+    "{% for call in m.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n"
+    "{% elif m.role == 'tool' %}{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}"
+    "<|im_start|>user{% endif %}{{ '\n' }}<tool_response>\n{{ m.content }}\n</tool_response>"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n{% endif %}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""In the manner of Qwen3: it has tools, and drops the reasoning of turns before the user's last message."""
+LOOK: ToolSchema = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Look around.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+
+
+def test_tools_are_told_and_answered_in_the_templates_own_way() -> None:
+    tokenizer = byte_tokenizer(QWEN)
+    form = ChatFormat(tokenizer)
+    messages = [Message("system", "Be brief."), Message("user", "Where am I?")]
+    conversation: list[dict[str, object]] = [{"role": m.role, "content": m.content} for m in messages]
+    ids = form.open(messages, [LOOK])
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(
+        conversation, [LOOK], tokenize=False, add_generation_prompt=True
+    )
+    results = (Message("tool", "a cellar"), Message("tool", "dark"))
+    assert tokenizer.decode(form.reply(results, ended=True)) == (
+        "\n<|im_start|>user\n<tool_response>\na cellar\n</tool_response>\n"
+        "<tool_response>\ndark\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_reasoning_that_the_template_would_drop_stays_where_it_was_sampled() -> None:
+    tokenizer = byte_tokenizer(QWEN)
+    form = ChatFormat(tokenizer)
+    ids = form.open([Message("user", "Go.")])
+    for heard in ("on", (Message("tool", "done"),), "stop"):
+        ids += tokenizer.encode("<think>\nhm\n</think>\n\nyes<|im_end|>", add_special_tokens=False)
+        ids += form.reply(heard, ended=True)
+    assert tokenizer.decode(ids).count("<think>\nhm\n</think>") == 3
+
+
+def test_a_template_without_tools_tells_of_them_in_words() -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    form = ChatFormat(tokenizer)
+    opened = tokenizer.decode(form.open([Message("system", "Be brief."), Message("user", "Go.")], [LOOK]))
+    assert opened.startswith("<|im_start|>system\nBe brief.\n\nYou may call these tools")
+    assert '"description": "Look around."' in opened
+    alone = tokenizer.decode(form.open([Message("user", "Go.")], [LOOK]))
+    assert "call.\n\nGo.<|im_end|>" in alone
+    results = (Message("tool", "a cellar"), Message("tool", "dark"))
+    assert tokenizer.decode(form.reply(results, ended=True)) == (
+        "\n<|im_start|>user\n<tool_response>\na cellar\n</tool_response>\n"
+        "<tool_response>\ndark\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_plain_model_reads_tools_and_results_as_text() -> None:
+    tokenizer = byte_tokenizer(None)
+    form = open_format(tokenizer)
+    assert "Look around." in tokenizer.decode(form.open([Message("user", "Go.")], [LOOK]))
+    assert tokenizer.decode(form.reply((Message("tool", "x"),), ended=True)) == (
+        "<tool_response>\nx\n</tool_response>"
+    )

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rollout.environment import make_environment
 from rollout.errors import UserError
 from rollout.tasks import (
-    ENVIRONMENTS,
     Task,
     TaskFileError,
     bundled_tasks_path,
@@ -46,7 +44,7 @@ def test_answers_may_be_strings_or_numbers_and_ids_default_to_the_line(write_tas
     assert load_tasks(path) == [
         Task("line-1", "a?", "7"),
         Task("b", "b?", "x y", "chain_arithmetic"),
-        Task("12", "c?", "0.5"),
+        Task("12", "c?", "0.5", details={"source": "elsewhere"}),
     ]
 
 
@@ -71,7 +69,7 @@ def test_a_line_separator_inside_a_text_does_not_end_the_line(write_tasks: Write
         ('{"prompt": "a?", "answer": 7, "id": null}', '"id" must be a string or a number, got null'),
         (
             '{"prompt": "a?", "answer": 7, "environment": "chess"}',
-            '"chess" is unknown'.replace('"', "'") + "; known ones: word_problems, chain_arithmetic",
+            "'chess' is unknown; known ones: word_problems, chain_arithmetic",
         ),
         (
             '{"prompt": "a?", "answer": 7, "id": "x"}\n{"prompt": "b?", "answer": 8, "id": "x"}',
@@ -130,12 +128,11 @@ def test_the_same_seed_deals_the_same_tasks_and_another_seed_others() -> None:
     assert step_tasks(TASKS, 3, 4, seed=7) != step_tasks(TASKS, 3, 4, seed=8)
 
 
-def test_every_known_environment_can_be_made_and_no_other() -> None:
-    for name in ENVIRONMENTS:
-        opening = make_environment(Task("t", "Q1+2?", "3", name)).reset()
-        assert opening[-1].content == "Q1+2?"
-    with pytest.raises(ValueError, match="'chess' of task t is unknown"):
-        make_environment(Task("t", "?", "3", "chess"))
+def test_lines_without_an_environment_are_played_as_the_caller_says(write_tasks: WriteTasks) -> None:
+    path = write_tasks('{"prompt": "Q1+2?", "answer": 3}\n{"prompt": "?", "environment": "my.tasks:Mine"}\n')
+    first, own = load_tasks(path, "chain_arithmetic")
+    assert first.environment == "chain_arithmetic"
+    assert (own.environment, own.answer) == ("my.tasks:Mine", "")
 
 
 def test_the_bundled_problems_load_and_have_whole_answers() -> None:

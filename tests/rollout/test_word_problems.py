@@ -53,7 +53,7 @@ def test_so_many_mistakes_in_a_row_end_it_and_a_good_call_forgives_them() -> Non
 def test_a_reset_environment_counts_mistakes_anew() -> None:
     environment = WordProblem(TASK)
     say(environment, "?")
-    environment.reset()
+    asyncio.run(environment.reset())
     assert [say(environment, "?").done for _ in range(MAX_MISTAKES)] == [False, False, True]
 
 
@@ -79,7 +79,7 @@ def test_answers_are_compared_as_numbers_and_else_as_text(given: str, expected: 
 
 
 def test_the_opening_is_a_system_prompt_then_demonstrations_then_the_problem() -> None:
-    opening = WordProblem(TASK).reset()
+    opening = asyncio.run(WordProblem(TASK).reset()).messages
     assert [message.role for message in opening[:3]] == ["system", "user", "assistant"]
     assert opening[-1] == Message("user", TASK.prompt)
     spoken = opening[1:]
@@ -101,5 +101,5 @@ def test_every_demonstration_plays_as_it_is_written_and_one_uses_the_calculator_
 def test_the_opening_of_every_bundled_problem_stays_short() -> None:
     # About 4 characters a token, and 5 tokens around each message.
     for task in load_tasks(bundled_tasks_path()):
-        opening = WordProblem(task).reset()
-        assert sum(5 + len(message.content) / 4 for message in opening) < 350
+        opening = asyncio.run(WordProblem(task).reset())
+        assert sum(5 + len(message.content) / 4 for message in opening.messages) < 350

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from engines.errors import EngineError
 from engines.types import SamplingParams
+from rollout.compose import load_config
 from rollout.worker import AgentWorker, WorkerSpec
 from tests.rollout.test_agent import LIMITS, SAMPLE, ScriptedEngines
 
@@ -22,6 +23,14 @@ def test_a_turn_stops_at_every_end_token_of_the_models_generation_config(
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     engines = ScriptedEngines(EngineError("out of order"))
     parts = SimpleNamespace(client=lambda: engines)
-    spec = WorkerSpec(parts, str(folder), SamplingParams(), LIMITS)  # type: ignore[arg-type]
+    config = load_config()
+    spec = WorkerSpec(
+        parts,  # type: ignore[arg-type]
+        str(folder),
+        SamplingParams(),
+        LIMITS,
+        config.tools,
+        config.sandbox,
+    )
     asyncio.run(AgentWorker(spec).run(SAMPLE))
     assert {7, 9} <= set(engines.samplings[0].stop_ids)
