@@ -120,9 +120,7 @@ def _parse(line: str, number: int, where: str, environment: str) -> Task:
     return Task(
         task_id=_text(record, "id", where, default=f"line-{number}", number=True),
         prompt=_text(record, "prompt", where),
-        answer=_text(
-            record, "answer", where, default=None if environment in ENVIRONMENTS else "", number=True
-        ),
+        answer=_text(record, "answer", where, default=default_answer, number=True),
         environment=environment,
         details={key: value for key, value in record.items() if key not in _OWN_KEYS},
     )
