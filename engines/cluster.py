@@ -240,6 +240,11 @@ def gpu_engines_by_node(config: EnginesConfig) -> dict[NodeId, int]:
     return dict(Counter(node_id for node_id, _ in _engine_ids(config).values()))
 
 
+def node_ids(config: EnginesConfig) -> list[NodeId]:
+    """The nodes of a job, each once."""
+    return list(dict.fromkeys(node_id for node_id, _ in _engine_ids(config).values()))
+
+
 def _engine_ids(config: EnginesConfig) -> dict[EngineId, tuple[NodeId, EngineRole]]:
     counts = {
         EngineRole.PREFILL: (config.prefill_nodes, config.prefill_engines_per_node),

@@ -6,7 +6,6 @@ MAX_STRANGERS at once, of whom the oldest makes room. It does not know what is a
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 import threading
@@ -17,6 +16,7 @@ from contextlib import suppress
 from kvstore.errors import StagingError
 from kvstore.job_token import JobToken
 from kvstore.keyed_handshake import Dialect, HandshakeError, admit
+from kvstore.listen_address import listen_address
 from kvstore.tcp_address import TcpAddress
 from kvstore.tcp_channel import ChannelError, TcpChannel
 
@@ -124,19 +124,14 @@ class KeyedListener:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Listen on exactly one address of this machine."""
+    family, ip = listen_address(host)
     try:
-        family, _, _, _, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
-        if ipaddress.ip_address(address[0]).is_unspecified:
-            raise StagingError(
-                f"transport.listen={host!r} would open staging memory on every network of this machine; "
-                "name one address, for example 127.0.0.1"
-            )
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise StagingError(f"cannot serve staging memory at transport.listen={host!r}: {error}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        listener.bind((ip, port))
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()

@@ -13,6 +13,8 @@ from kvstore.transport import Transport
 from kvstore.transport_config import TransportConfig
 from kvstore.verbs_devices import PortChoice, choose_port, find_ports
 
+_UNCHOSEN = "transport=auto is for kvstore.transport_choice to settle, once for all processes of a job"
+
 
 @dataclass(frozen=True, slots=True)
 class TransportSpec:
@@ -35,6 +37,8 @@ def open_transport(spec: TransportSpec) -> Transport:
             from kvstore.verbs_transport import VerbsTransport  # pyverbs is not on every machine
 
             return VerbsTransport(spec.token, choice)
+        case "auto":
+            raise AssertionError(_UNCHOSEN)
 
 
 def open_region_server(spec: TransportSpec) -> RegionServer:
@@ -49,6 +53,8 @@ def open_region_server(spec: TransportSpec) -> RegionServer:
             from kvstore.verbs_server import VerbsServer
 
             return VerbsServer(spec.token, choice, listen=spec.config.listen)
+        case "auto":
+            raise AssertionError(_UNCHOSEN)
 
 
 def _choose_port(config: TransportConfig) -> PortChoice:

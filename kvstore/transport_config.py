@@ -5,19 +5,22 @@ from __future__ import annotations
 import ipaddress
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+TransportKind = Literal["auto", "shm", "tcp", "verbs"]
 
 
 @dataclass(frozen=True, slots=True)
 class TransportConfig:
     """The group `transport` of the configuration."""
 
-    kind: Literal["shm", "tcp", "verbs"]
+    kind: TransportKind
     """How KV moves between nodes. shm: shared memory of one host; tcp: connections, also between hosts;
-    verbs: RDMA."""
+    verbs: RDMA; auto: whichever is the best that all of the job's hosts have (kvstore.transport_choice)."""
     listen: str
     """tcp, verbs: the one address of its host at which a node lets the job's engines reach its staging memory
-    (verbs: agree on queue pairs). An IP address, or a name that means another address on each host."""
+    (verbs: agree on queue pairs). An IP address, a network interface such as eth0, or a name that means
+    another address on each host."""
     device: str | None
     """verbs: the RDMA device, for example mlx5_0 (see `rdma link`). null: the first with an active port."""
     device_port: int | None
@@ -27,8 +30,9 @@ class TransportConfig:
     address by RoCE v2 if there is one."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("shm", "tcp", "verbs"):
-            raise ValueError(f"transport.kind must be shm, tcp or verbs, got {self.kind!r}")
+        if self.kind not in get_args(TransportKind):
+            kinds = ", ".join(get_args(TransportKind))
+            raise ValueError(f"transport.kind must be one of {kinds}; got {self.kind!r}")
         unspecified = not self.listen
         with suppress(ValueError):  # a name: what it means is known where a node listens
             unspecified = unspecified or ipaddress.ip_address(self.listen).is_unspecified
@@ -37,3 +41,12 @@ class TransportConfig:
                 f"transport.listen must be one address of a node's host, for example 127.0.0.1, "
                 f"got {self.listen!r}"
             )
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Can a node be reached from its own host only?"""
+        if self.listen in ("localhost", "lo"):
+            return True
+        with suppress(ValueError):
+            return ipaddress.ip_address(self.listen).is_loopback
+        return False

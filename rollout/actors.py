@@ -15,9 +15,9 @@ import gc
 import inspect
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -42,6 +42,9 @@ _ENVIRONMENT = {
     # Without this Ray listens on the machine's own network address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
+
+
+T = TypeVar("T")
 
 
 class ActorHost:
@@ -139,9 +142,11 @@ class RayCluster:
         self._started_ray = False
         self._groups: dict[NodeId, PlacementGroup] = {}
         self._actors: list[Any] = []
+        self._is_local = False
         if not ray.is_initialized():
             self._init(address, num_nodes)
             self._started_ray = True
+            self._is_local = address is None
 
     def _init(self, address: str | None, num_nodes: int) -> None:
         for name, value in _ENVIRONMENT.items():
@@ -168,6 +173,29 @@ class RayCluster:
                 "Ray cannot be started here" if address is None else f"ray.address={address} cannot be joined"
             )
             raise UserError(f"{what}: {_first_line(error)}") from error
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this job started Ray itself, so that all of it is on this host."""
+        return self._is_local
+
+    async def on_hosts(self, nodes: Sequence[NodeId], function: Callable[[], T]) -> list[T]:
+        """What `function` returns on the host of each node."""
+        remote: Any = ray.remote(lambda: function())
+        groups = [await self._group(node) for node in nodes]
+        answers = [
+            remote.options(num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
+            for group in groups
+        ]
+        try:
+            return await asyncio.wait_for(asyncio.gather(*answers), self._start_deadline_s)
+        except TimeoutError:
+            raise RolloutError(
+                f"the hosts of the Ray cluster gave no answer within {self._start_deadline_s:.0f} s; "
+                "raise engines.start_deadline_s"
+            ) from None
+        except RayTaskError as error:
+            raise error.cause from None
 
     async def spawn(
         self, cls: type, *args: object, name: str, node: NodeId | None, gpu: bool = False, **kwargs: object

@@ -1,27 +1,31 @@
 """The rollout backend on one event loop: engines, agent workers and weights behind one object.
 
-It plays tasks and gives back trajectories. It does not train, does not log, and knows no task by name.
+It plays tasks and gives back trajectories. It trains nothing, keeps no figures, and knows no task by name.
 `rollout.backend.RolloutBackend` is its synchronous twin.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engines.cluster import ClusterSpec, EngineCluster, gpu_engines_by_node, start_cluster
+from engines.cluster import ClusterSpec, EngineCluster, gpu_engines_by_node, node_ids, start_cluster
 from engines.measured import Forward
 from engines.model.runner import NamedArray
 from engines.timeline import Span
 from engines.types import EngineId, EngineRole, Weights
+from kvstore.host_facts import HostFacts, host_facts
 from kvstore.keys import weights_id_after_update, weights_id_of_files
+from kvstore.transport_choice import TransportChoice, choose_transport
 from rollout.actors import RayCluster
 from rollout.agent_run import Sample
 from rollout.cluster_spec import BASE_WEIGHTS, cluster_spec, model_of, store_directory
@@ -44,6 +48,8 @@ from rollout.types import Trajectory
 from rollout.watchdog import Watchdog
 from rollout.weight_stream import NamedTensors, buckets
 from rollout.worker import AgentWorker, WorkerSpec
+
+logger = logging.getLogger(__name__)
 
 _BUCKET_BYTES = 64 << 20
 _THROTTLE_EVERY_S = 2.0
@@ -69,6 +75,7 @@ class AsyncRolloutBackend:
         self._num_calls = 0
         self._submitted = Submitted()
         self._ray: RayCluster | None = None
+        self._transport: TransportChoice
         self._cluster: EngineCluster
         self._controller: Controller
         self._workers: list[Any] = []
@@ -95,6 +102,8 @@ class AsyncRolloutBackend:
         self._ray = ray
         try:
             store_directory(config).mkdir(parents=True, exist_ok=True)
+            self._transport = choose_transport(config.transport, await self._hosts(ray))
+            logger.info(self._transport.told)
             self._cluster = await start_cluster(ray.spawn, self._spec())
             self._workers = await self._start_workers(ray)
         except BaseException:
@@ -225,6 +234,11 @@ class AsyncRolloutBackend:
         return self._controller.num_replaced
 
     # -- weights -------------------------------------------------------------------------------------
+
+    @property
+    def transport(self) -> TransportChoice:
+        """How KV moves between this job's nodes, and why so."""
+        return self._transport
 
     @property
     def weights(self) -> Weights:
@@ -433,7 +447,21 @@ class AsyncRolloutBackend:
             anew = weights_id_after_update(self._base_weights, self._run_id, start.version)
             weights = Weights(start.version, start.weights_id or anew)
         store_path = str(store_directory(self._config))
-        return cluster_spec(self._config, model_path, store_path, run_id=self._run_id, weights=weights)
+        return cluster_spec(
+            self._config,
+            model_path,
+            store_path,
+            run_id=self._run_id,
+            weights=weights,
+            transport=self._transport.config,
+        )
+
+    async def _hosts(self, ray: RayCluster) -> list[HostFacts]:
+        """Of every node, or of this host where all of them will be on it."""
+        look = partial(host_facts, self._config.transport)
+        if ray.is_local:
+            return [look()]
+        return await ray.on_hosts(node_ids(self._config.engines), look)
 
     async def _close_engines(self) -> None:
         parts = (*self._cluster.nodes.values(), self._cluster.scheduler)

@@ -10,9 +10,12 @@ from pathlib import Path
 from engines.cluster import ClusterSpec
 from engines.model.load import ModelFolder, inspect_model
 from engines.types import Weights
+from kvstore.host_facts import host_facts
 from kvstore.job_token import JobToken
 from kvstore.keys import WeightsId
 from kvstore.open_transport import TransportSpec
+from kvstore.transport_choice import choose_transport
+from kvstore.transport_config import TransportConfig
 from rollout.config import RunConfig
 from rollout.paced_engines import effective_rates, paced_spec
 
@@ -41,14 +44,19 @@ def cluster_spec(
     *,
     run_id: str = "run",
     weights: Weights | None = None,
+    transport: TransportConfig | None = None,
 ) -> ClusterSpec:
-    """What the engines of `config` are made from, at `weights`; None: the model's own."""
+    """What the engines of `config` are made from, at `weights`; None: the model's own.
+
+    `transport`: the chosen one; None: the best where all nodes are on this host.
+    """
+    transport = transport or choose_transport(config.transport, [host_facts(config.transport)]).config
     return ClusterSpec(
         engines=config.engines,
         scheduler=config.scheduler,
         kvstore=config.kvstore,
         trace_every=config.monitor.trace_every,
-        transport=TransportSpec(config.transport, JobToken.draw()),
+        transport=TransportSpec(transport, JobToken.draw()),
         model_path=model_path,
         rates=effective_rates(config),
         paced=paced_spec(config),

@@ -101,6 +101,7 @@ async def _run(config: RunConfig, overrides: Sequence[str]) -> None:
             replay=desk.replay_figures,
             resumed=desk.resumed,
         )
+        summary["transport"] = desk.transport
         run_dir.write_summary(summary)
         monitor.finish(summary)
     print_report(summary, run_dir)
@@ -119,6 +120,8 @@ class _Desk:
     resumed: ResumedFigures | None = None
     steps: list[StepSummary] = field(default_factory=list)
     timing_s: dict[str, float] = field(default_factory=dict)
+    transport: str = ""
+    """How KV moves, once that is settled."""
     replay: ReplayPlan | None = None
     replay_figures: ReplayFigures | None = None
 
@@ -186,6 +189,8 @@ async def _players(desk: _Desk) -> AsyncIterator[tuple[AsyncRolloutBackend, Trai
             keeps_records=config.controller.journal,
         )
         await backend.start()
+    desk.transport = backend.transport.config.kind
+    desk.progress.phase(backend.transport.told)
     ray = RayCluster(None, num_nodes=0, start_deadline_s=config.engines.start_deadline_s)
     try:
         trainer = None

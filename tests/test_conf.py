@@ -22,6 +22,7 @@ EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 CONFIG_MODULES = (
     "kvstore/config.py",
     "kvstore/mooncake_config.py",
+    "kvstore/transport_config.py",
     "engines/cluster_config.py",
     "engines/config.py",
     "engines/model/profile.py",
@@ -113,7 +114,7 @@ def test_an_override_of_the_run_contract_reaches_its_field(override):
 
 
 def test_a_group_choice_changes_what_it_names():
-    assert [load_config(choice).transport.kind for choice in ([], ["transport=tcp"])] == ["shm", "tcp"]
+    assert [load_config(choice).transport.kind for choice in ([], ["transport=tcp"])] == ["auto", "tcp"]
     assert load_config(["monitor=wandb_online"]).monitor.wandb == "online"
 
 
@@ -171,7 +172,7 @@ def test_the_configuration_is_frozen_and_slotted():
         (["num_agents=0"], ["num_agents", ">= 1", "0"]),
         (["job=sleep"], ["job=sleep", "replay, rollout, train"]),
         (["kvstore=tape"], ["kvstore=tape", "ssd"]),
-        (["transport=pigeon"], ["transport=pigeon", "shm, tcp"]),
+        (["transport=pigeon"], ["transport=pigeon", "auto, shm, tcp"]),
         (["experiment=none"], ["experiment=none", "smoke, tiny_rl"]),
         (["kvstore.block_tokens=129"], ["kvstore.block_tokens", "1..128", "129"]),
         (["cluster.snic_bytes_per_s=0"], ["cluster.snic_bytes_per_s", "> 0", "null", "0"]),

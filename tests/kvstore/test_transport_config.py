@@ -18,5 +18,5 @@ def test_every_address_at_once_may_not(listen):
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match=r"transport\.kind must be shm, tcp or verbs, got 'pigeon'"):
+    with pytest.raises(ValueError, match=r"kind must be one of auto, shm, tcp, verbs; got 'pigeon'"):
         TransportConfig("pigeon", "127.0.0.1", None, None, None)

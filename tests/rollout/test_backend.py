@@ -177,6 +177,8 @@ def test_the_async_twin_serves_the_same_seed_with_the_same_tokens_on_two_ray_nod
         overrides = [f"ray.address={address}"] if address else []
         config = config_for(tiny_model_dir, tmp_path / name, *overrides)
         async with AsyncRolloutBackend(config) as running:
+            # Two Ray nodes, yet one kernel: memory can be shared, and is.
+            assert "all nodes on one host" in running.transport.told
             trajectories = await running.generate(TASKS)
             nodes = {n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]} if address else set()
             return trajectories, nodes
