@@ -1,4 +1,4 @@
-"""Whether a directory lies on a file system that other hosts mount too.
+"""Which file system a directory lies on, and whether other hosts mount it too.
 
 It decides nothing about I/O; it only reads what the kernel says of its mounts.
 """
@@ -15,17 +15,23 @@ def is_shared_mount(directory: Path, mounts: Path = Path("/proc/self/mountinfo")
 
     False where `mounts` cannot be read.
     """
+    kind = mount_type(directory, mounts)
+    return kind in _NETWORK_TYPES or kind.partition(".")[0] == "fuse"
+
+
+def mount_type(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The file system that `directory` is on, as the kernel calls it; empty where `mounts` cannot be read."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:
-        return False
+        return ""
     target, longest, kind = directory.absolute().resolve(), -1, ""
     for line in lines:
         fields, _, described = line.partition(" - ")
         mount_point = Path(_unescaped(fields.split(" ")[4]))
         if target.is_relative_to(mount_point) and len(mount_point.parts) >= longest:
             longest, kind = len(mount_point.parts), described.split(" ")[0]
-    return kind in _NETWORK_TYPES or kind.partition(".")[0] == "fuse"
+    return kind
 
 
 def _unescaped(text: str) -> str:

@@ -16,11 +16,11 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-from pathlib import Path
 
 import numpy as np
 
 from kvstore.errors import StagingError
+from kvstore.host_memory import available_bytes
 from kvstore.layout import PAGE_BYTES
 from kvstore.transport import Bytes, RegionHandle
 
@@ -40,7 +40,7 @@ class SharedSegment:
     @classmethod
     def create(cls, node_id: str, nbytes: int) -> SharedSegment:
         """Make a segment with every page in place: a page's first touch is ten times a copy."""
-        available = _available_bytes()
+        available = available_bytes()
         if nbytes > available:
             raise StagingError(
                 f"staging memory of {nbytes} bytes for {node_id} does not fit: "
@@ -150,11 +150,3 @@ def _descriptor_path(region: RegionHandle) -> str:
             "which reads like 4000:7 (process id and descriptor)"
         ) from None
     return f"/proc/{pid}/fd/{fd}"
-
-
-def _available_bytes() -> int:
-    """Memory the kernel could hand out without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise StagingError("/proc/meminfo has no MemAvailable line; a Linux kernel is needed")

@@ -26,6 +26,7 @@ Every setting is an override, key=value or group=choice:
   python -m rollout                                      the default job
   python -m rollout job=rollout task.prompts_per_step=8  rollout alone, more of it
   python -m rollout job=replay trace=my.csv              recorded agents played again, paced
+  python -m rollout job=doctor                           what this machine offers, and what it lacks
   python -m rollout experiment=tiny_rl                   a tiny model learns to use its tool
   python -m rollout model.path=/path/to/a/model          your own causal LM
   python -m rollout resume=runs/train-...                go on where a run was cut off
@@ -59,6 +60,11 @@ def _run(options: argparse.Namespace) -> int:
     config = load_config(overrides)
     if options.cfg is not None:
         return _print(to_yaml(config))
+
+    if config.job == "doctor":
+        from rollout.probes.doctor import run_doctor
+
+        return run_doctor(config)
 
     from rollout.preflight import check
 

@@ -31,6 +31,8 @@ from rollout.exchange import Desk, Line
 
 CALL_DEADLINE_S = 3600.0
 """Longest any call may take; callers that know better bring their own deadline."""
+OBJECT_STORE_BYTES = 1 << 30
+"""Room for two buckets of weights per engine and what Ray needs itself."""
 _BUNDLE_CPUS = 1
 _NO_CONCURRENCY_LIMIT = 10_000
 _SHARES_OF_A_GPU = 10_000
@@ -163,7 +165,7 @@ class RayCluster:
                     address="local",  # never somebody else's that happens to run here
                     num_cpus=num_nodes * _BUNDLE_CPUS,
                     include_dashboard=False,
-                    object_store_memory=_object_store_bytes(),
+                    object_store_memory=OBJECT_STORE_BYTES,
                     **common,
                 )
             else:
@@ -221,6 +223,12 @@ class RayCluster:
     async def share(self, value: object) -> Any:
         """Put a big value where every actor can map it; pass what comes back in its place."""
         return await asyncio.to_thread(ray.put, value)
+
+    def resources(self) -> dict[str, float]:
+        """Hosts, CPUs and GPUs of the whole cluster."""
+        has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        hosts = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+        return {"hosts": float(hosts), "CPU": has.get("CPU", 0.0), "GPU": has.get("GPU", 0.0)}
 
     def close(self) -> None:
         """Kill the actors, and stop Ray if this job started it."""
@@ -288,11 +296,6 @@ def _actor_environment(*, sees_gpu: bool) -> dict[str, str]:
         # Ray names the GPUs of an actor that has some, and hides none from one that has not.
         own |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return own | _ENVIRONMENT
-
-
-def _object_store_bytes() -> int:
-    """Room for two buckets of weights per engine and what Ray needs itself."""
-    return 1 << 30
 
 
 def _cause(error: RayActorError) -> str:

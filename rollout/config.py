@@ -146,9 +146,10 @@ class RunConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    job: Literal["train", "rollout", "replay"]
+    job: Literal["train", "rollout", "replay", "doctor"]
     """`train`: rollout, GRPO step, weight push, and again; then a last rollout. `rollout`: one rollout
-    step, no trainer. `replay`: recorded agents are played again in one step."""
+    step, no trainer. `replay`: recorded agents are played again in one step. `doctor`: nothing is run; what
+    this machine offers is told, and what to do about it."""
     run_dir: str
     """Folder the run writes; made if it is not there."""
     overwrite: bool

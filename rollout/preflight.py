@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kvstore.host_memory import available_bytes
 from rollout.config import RunConfig
 from rollout.environments import needs_sandbox
 from rollout.errors import UserError
@@ -83,19 +84,10 @@ def _check_memory(config: RunConfig, model_bytes: int) -> None:
     if config.job == "train" and config.trainer.steps > 0:
         # Weights, gradients and two moments of AdamW, whole on each rank below ZeRO 1.
         needed += 4 * model_bytes + config.trainer.ranks * _PROCESS_BYTES
-    available = _available_bytes()
+    available = available_bytes()
     if needed > available:
         raise UserError(
             f"{num_engines} engines and their buffers need about {needed / 1e9:.1f} GB of memory, "
             f"{available / 1e9:.1f} GB are free; lower engines.decode_engines_per_node, "
             "engines.decode_kv_bytes or kvstore.staging_bytes"
         )
-
-
-def _available_bytes() -> int:
-    """Memory the kernel says new processes could have."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    raise UserError("/proc/meminfo does not tell MemAvailable; this needs Linux")

@@ -80,7 +80,12 @@ def test_the_spy_sees_a_heavy_import(tmp_path):
 
 def test_help_names_every_group_with_its_choices(tmp_path):
     text = run_python("-m", "rollout", "--help", cwd=tmp_path).stdout
-    for choice in ("ssd", "smoke | tiny_rl", "wandb_offline | wandb_online", "replay | rollout | train"):
+    for choice in (
+        "ssd",
+        "smoke | tiny_rl",
+        "wandb_offline | wandb_online",
+        "doctor | replay | rollout | train",
+    ):
         assert choice in text
 
 
@@ -96,7 +101,7 @@ def test_cfg_prints_the_overridden_configuration(tmp_path):
     [
         (["task.grop_size=3"], ["task.grop_size", "task.group_size"]),
         (["seed=soon"], ["seed", "soon", "integer"]),
-        (["job=sleep"], ["job=sleep", "replay, rollout, train"]),
+        (["job=sleep"], ["job=sleep", "doctor, replay, rollout, train"]),
         (["kvstore=tape"], ["kvstore=tape", "ssd"]),
         (["task.group_size"], ["task.group_size", "key=value"]),
         (["--frobnicate"], ["--frobnicate", "--help"]),

@@ -88,7 +88,7 @@ def test_every_run_of_every_study_can_start(
     name: str, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # How much memory is free just now is not the study's fault.
-    monkeypatch.setattr("rollout.preflight._available_bytes", lambda: 1 << 40)
+    monkeypatch.setattr("rollout.preflight.available_bytes", lambda: 1 << 40)
     bench = bench_of(tmp_path, ["it stopped"] * 20)
     bench.quick = quick
     STUDIES[name](bench)
