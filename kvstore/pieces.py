@@ -1,8 +1,10 @@
 """Copies lists of small pieces between two memories with one native call for many of them.
 
 Decides how a list is cut into portions, so that whoever has a deadline can look at the clock between them.
-Pieces of equal size are elements of a view whose element is as large as a piece and begins at every byte, so
-numpy gathers and scatters them; it lets go of the GIL meanwhile.
+Small pieces of equal size are elements of a view whose element is as large as a piece and begins at every
+byte, so numpy gathers and scatters them, through a copy of its own; it lets go of the GIL meanwhile. Large
+ones go one by one, at once, which costs less than that copy. There the GIL is kept for a portion: who gives
+it away for every piece waits for other threads to give it back, each time far longer than a piece takes.
 
     offsets, sizes   int64 [pieces], in bytes
 """
@@ -19,6 +21,8 @@ from kvstore.transport import Bytes, Offsets
 
 PORTION_BYTES = 256 << 10
 """What is copied at once: it stays in the cache between gathering and scattering."""
+ONE_BY_ONE_BYTES = 16 << 10
+"""A piece of this size or more is copied by itself."""
 
 
 def copy_pieces(
@@ -73,6 +77,10 @@ def _copy_equal(destination: Bytes, to: Offsets, source: Bytes, start: Offsets, 
     to_row, from_row = _row(destination, to, nbytes), _row(source, start, nbytes)
     if to_row is not None and from_row is not None:
         np.copyto(to_row, from_row)
+    elif nbytes >= ONE_BY_ONE_BYTES:
+        into, out_of = destination.data, source.data
+        for first, other in zip(to.tolist(), start.tolist(), strict=True):
+            into[first : first + nbytes] = out_of[other : other + nbytes]
     elif to_row is not None:
         to_row.view(_void(nbytes))[:] = _windows(source, nbytes)[start]
     elif from_row is not None:

@@ -291,6 +291,7 @@ def summarise_job(
         "steps": [step.figures() for step in steps],
         "timing_s": dict(timing_s),
         "replay": replay,
+        "transport": "",  # whoever started the engines knows
         "resumed": resumed,
         "versions": dict(versions),
     }

@@ -211,6 +211,6 @@ class JobSummary(Figures):
     """Of a replay."""
     resumed: ResumedFigures | None
     """Of a resumed run."""
-    transport: NotRequired[str]
+    transport: str
     """How KV moved between nodes, where it was left open too."""
     versions: dict[str, str]

@@ -9,7 +9,7 @@ from typing import Any
 
 from engines.config import EnginesConfig
 from kvstore.probes.finding import Finding, Verdict
-from kvstore.probes.rdma import rdma_ports
+from kvstore.probes.rdma import kernel_devices
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _OTHER_DEVICES = (Path("/dev/kfd"), Path("/dev/dxg"))
@@ -56,7 +56,7 @@ def _peermem() -> Finding:
     """GPUDirect RDMA by address needs the module; without RDMA it is of no use."""
     if _PEERMEM.exists():
         return Finding("GPUDirect RDMA", Verdict.OK, "nvidia-peermem is loaded")
-    if not rdma_ports():
+    if not kernel_devices():
         return Finding("GPUDirect RDMA", Verdict.OK, "not asked for: this host has no RDMA device")
     advice = "modprobe nvidia-peermem (it comes with the driver); until then KV is staged in host memory"
     return Finding("GPUDirect RDMA", Verdict.WARN, "nvidia-peermem is not loaded", advice)

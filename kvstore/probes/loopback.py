@@ -1,4 +1,4 @@
-"""What TCP carries within this host with nothing on top."""
+"""What TCP carries within this host with nothing on top: bytes of one memory into another."""
 
 from __future__ import annotations
 
@@ -11,36 +11,63 @@ from typing import Self
 import numpy as np
 
 from kvstore.probes.finding import Finding, Verdict
+from kvstore.transport import Bytes
 
-PIECE_BYTES = 1 << 20
+_LOOK_BYTES = 32 << 20
 _SECONDS = 0.5
 _DEADLINE_S = 30.0
+_HEAD_BYTES = 8
+
+
+class LoopbackServer:
+    """Takes what one client sends, on a thread of this process."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._listener.close()
+        self._thread.join(_DEADLINE_S)
+
+    def _serve(self) -> None:
+        """Put what is announced into memory, and say when all of it is there, until the client goes."""
+        memory, sock = bytearray(), self._listener.accept()[0]
+        with sock:
+            while head := sock.recv(_HEAD_BYTES, socket.MSG_WAITALL):
+                nbytes, num_there = int.from_bytes(head), 0
+                if nbytes > len(memory):
+                    memory = bytearray(nbytes)
+                view = memoryview(memory)
+                while num_there < nbytes:
+                    num_there += sock.recv_into(view[num_there:nbytes], 0, socket.MSG_WAITALL)
+                sock.sendall(b"+")
 
 
 class Loopback:
-    """A connected pair of TCP sockets; at the other end a thread fills one buffer again and again."""
+    """A connection to a LoopbackServer of this host. Use as a context manager, inside the server's."""
 
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._socket = socket.create_connection(listener.getsockname(), _DEADLINE_S)
-            self._thread = threading.Thread(target=_serve, args=[listener.accept()[0]], daemon=True)
-        self._thread.start()
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), _DEADLINE_S)
+        self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._piece = np.ones(PIECE_BYTES, np.uint8).data
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._socket.close()
-        self._thread.join(_DEADLINE_S)
 
-    def send(self, nbytes: int) -> float:
-        """Seconds until the other end has `nbytes`, a multiple of PIECE_BYTES, in its memory."""
+    def send(self, memory: Bytes) -> float:
+        """Seconds until all of it is at the other end."""
         started_s = time.perf_counter()
-        self._socket.sendall(nbytes.to_bytes(8))
-        for _ in range(nbytes // PIECE_BYTES):
-            self._socket.sendall(self._piece)
+        self._socket.sendall(memory.nbytes.to_bytes(_HEAD_BYTES))
+        self._socket.sendall(memory.data)
         if not self._socket.recv(1):
             raise ConnectionError("the other end of the loopback is gone")
         return time.perf_counter() - started_s
@@ -48,22 +75,13 @@ class Loopback:
 
 def probe_loopback() -> Sequence[Finding]:
     """Its rate, in bytes per second."""
-    rates, nbytes = [], 32 * PIECE_BYTES
-    with Loopback() as loopback:
-        loopback.send(nbytes)
+    memory = np.ones(_LOOK_BYTES, np.uint8)
+    rates: list[float] = []
+    with LoopbackServer() as server, Loopback(server.port) as loopback:
+        loopback.send(memory)
         end_s = time.perf_counter() + _SECONDS
-        while time.perf_counter() < end_s:
-            rates.append(nbytes / loopback.send(nbytes))
+        while not rates or time.perf_counter() < end_s:
+            rates.append(memory.nbytes / loopback.send(memory))
     rate = max(rates)
     told = f"TCP carries {rate / 1e9:.1f} GB/s within this host"
     return [Finding("loopback", Verdict.OK, told, figures={"tcp_bytes_per_s": rate})]
-
-
-def _serve(sock: socket.socket) -> None:
-    """Take what is announced into the same buffer, and say when it is there, until the caller goes."""
-    memory = np.empty(PIECE_BYTES, np.uint8).data
-    with sock:
-        while head := sock.recv(8, socket.MSG_WAITALL):
-            for _ in range(int.from_bytes(head) // PIECE_BYTES):
-                sock.recv_into(memory, PIECE_BYTES, socket.MSG_WAITALL)
-            sock.sendall(b"+")

@@ -43,14 +43,14 @@ PLAIN_COLUMNS = 100
 _COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
 
 
-def run_doctor(config: RunConfig, stream: TextIO | None = None) -> int:
+def run_doctor(config: RunConfig, overrides: Sequence[str], stream: TextIO | None = None) -> int:
     """Look, print, and write summary.json to run_dir; 1 if anything is FAIL."""
     started_s = time.monotonic()
     found = run_probes(probes(config), deadline_s=DEADLINE_S, measuring_deadline_s=MEASURING_DEADLINE_S)
     findings = [finding for each in found.values() for finding in each]
     counts = Counter(finding.verdict for finding in findings)
     took_s = time.monotonic() - started_s
-    written = _write(config, {"took_s": took_s, **_answer(findings, counts)})
+    written = _write(config, overrides, {"took_s": took_s, **_answer(findings, counts)})
     findings.append(written)
     counts[written.verdict] += 1
     _print(findings, counts, took_s, stream or sys.stdout)
@@ -88,11 +88,11 @@ def _answer(findings: Sequence[Finding], counts: Counter[Verdict]) -> dict[str, 
     }
 
 
-def _write(config: RunConfig, answer: dict[str, Any]) -> Finding:
+def _write(config: RunConfig, overrides: Sequence[str], answer: dict[str, Any]) -> Finding:
     """Where a job would write is one more thing to be looked at."""
     try:
         with RunDir.open(config.run_dir, overwrite=config.overwrite) as run_dir:
-            run_dir.write_config(to_yaml(config))
+            run_dir.write_config(to_yaml(config), overrides)
             run_dir.write_summary({"job": config.job, "seed": config.seed, **answer})
     except RunDirError as error:
         return Finding("run_dir", Verdict.FAIL, str(error), "name another folder by run_dir=")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.pieces import PORTION_BYTES, copy_all, copy_pieces, merge_neighbours
+from kvstore.pieces import ONE_BY_ONE_BYTES, PORTION_BYTES, copy_all, copy_pieces, merge_neighbours
 
 
 def columns(*rows):
@@ -60,3 +60,17 @@ def test_merged_neighbours_are_the_same_bytes_in_the_same_order(drawn):
     assert [byte for a, n in merged for byte in range(a, a + n)] == [
         byte for a, n in drawn for byte in range(a, a + n)
     ]
+
+
+@pytest.mark.parametrize("nbytes", [ONE_BY_ONE_BYTES - 1, ONE_BY_ONE_BYTES])
+@pytest.mark.parametrize(("to_gap", "from_gap"), [(0, 0), (0, 5), (5, 0), (5, 3)])
+def test_large_pieces_are_copied_as_small_ones_are(nbytes, to_gap, from_gap):
+    order = np.array([2, 0, 3, 1])
+    to, start = order * (nbytes + to_gap), np.arange(4) * (nbytes + from_gap)
+    source = np.random.default_rng(0).integers(1, 256, 4 * (nbytes + from_gap), np.uint8)
+    source.flags.writeable = False
+    destination = np.zeros(4 * (nbytes + to_gap), np.uint8)
+    copy_all(destination, to, source, start, np.full(4, nbytes))
+    for there, here in zip(to, start, strict=True):
+        assert np.array_equal(destination[there : there + nbytes], source[here : here + nbytes])
+        assert not destination[there + nbytes : there + nbytes + to_gap].any()

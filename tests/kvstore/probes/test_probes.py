@@ -4,21 +4,22 @@ import resource
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kvstore.host_memory import available_bytes
 from kvstore.probes.finding import Verdict
 from kvstore.probes.io_uring import probe_io_uring
-from kvstore.probes.loopback import Loopback, probe_loopback
+from kvstore.probes.loopback import Loopback, LoopbackServer, probe_loopback
 from kvstore.probes.memory import probe_copy_rate, probe_limits, probe_memory
 from kvstore.probes.processor import probe_processor
-from kvstore.probes.rdma import probe_rdma, rdma_ports
+from kvstore.probes.rdma import kernel_devices, probe_rdma
 from kvstore.probes.store_place import probe_disk_rate, probe_store_place
 from kvstore.probes.traffic_classes import probe_tcp_classes
 from kvstore.transport_config import TransportConfig
 from rollout.compose import load_config
 
-AUTO = TransportConfig("auto", "127.0.0.1")
+AUTO = TransportConfig("auto", "127.0.0.1", None, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,9 @@ def test_rates_are_figures_for_machines_too(store, tmp_path):
 
 
 def test_all_bytes_are_through_when_a_loopback_says_so():
-    with Loopback() as loopback:
-        assert loopback.send(3 << 20) > 0
-        assert loopback.send(0) > 0
+    with LoopbackServer() as server, Loopback(server.port) as loopback:
+        for nbytes in (3 << 20, 0, 5 << 20):
+            assert loopback.send(np.ones(nbytes, np.uint8)) > 0
 
 
 def test_the_place_of_the_store_tells_its_file_system_and_its_room(store, tmp_path):
@@ -95,37 +96,27 @@ def test_classes_io_uring_and_processor_are_told():
     assert only(probe_processor()).figures["cores"] >= 1
 
 
-def make_port(devices, state="4: ACTIVE"):
-    port = devices / "mlx5_0" / "ports" / "1"
-    for name, text in {
-        "state": state,
-        "link_layer": "Ethernet",
-        "rate": "400 Gb/sec (4X NDR)",
-        "gids/0": "fe80:0000:0000:0000:0000:0000:0000:0001",
-        "gids/1": "0000:0000:0000:0000:0000:ffff:0a09:0001",
-        "gids/2": "0000:0000:0000:0000:0000:0000:0000:0000",
-        "gid_attrs/types/0": "IB/RoCE v1",
-        "gid_attrs/types/1": "RoCE v2",
-        "gid_attrs/ndevs/0": "lo",
-    }.items():
-        (port / name).parent.mkdir(parents=True, exist_ok=True)
-        (port / name).write_text(f"{text}\n")
+def test_devices_of_the_kernel_are_named(tmp_path):
+    assert kernel_devices(tmp_path / "none") == []
+    (tmp_path / "mlx5_1").mkdir()
+    (tmp_path / "mlx5_0").mkdir()
+    assert kernel_devices(tmp_path) == ["mlx5_0", "mlx5_1"]
 
 
-def test_ports_are_read_as_the_kernel_lists_them(tmp_path):
-    assert rdma_ports(tmp_path / "none") == []
-    make_port(tmp_path)
-    (port,) = rdma_ports(tmp_path)
-    assert str(port).startswith("mlx5_0 port 1, 4: ACTIVE, Ethernet, 400 Gb/sec (4X NDR), MTU ")
-    assert port.gids == (
-        "0: fe80:0000:0000:0000:0000:0000:0000:0001 (IB/RoCE v1)",
-        "1: 0000:0000:0000:0000:0000:ffff:0a09:0001 (RoCE v2)",
-    )
-
-
-@pytest.mark.skipif(bool(rdma_ports()), reason="this machine has an RDMA device")
+@pytest.mark.skipif(bool(kernel_devices()), reason="this machine has an RDMA device")
 @pytest.mark.parametrize(("kind", "verdict"), [("auto", Verdict.WARN), ("verbs", Verdict.FAIL)])
 def test_no_rdma_fails_only_where_it_was_asked_for(kind, verdict):
-    finding = probe_rdma(TransportConfig(kind, "127.0.0.1"))[0]
-    assert (finding.subject, finding.verdict, finding.told) == ("RDMA", verdict, "no device")
+    finding = only(probe_rdma(replace(AUTO, kind=kind)))
+    assert (finding.subject, finding.verdict) == ("RDMA", verdict)
+    assert finding.told.startswith("no device (")
     assert finding.advice
+
+
+@pytest.mark.rdma
+def test_a_device_is_told_with_its_addresses_and_carries_each_class():
+    device, gids, classes = probe_rdma(AUTO)
+    assert [each.verdict for each in (device, gids, classes)] == [Verdict.OK] * 3
+    assert "verbs use rxe0:1" in device.told
+    assert "MTU 4096" in device.told
+    assert "10.9.0.1 (RoCE v2)" in gids.told
+    assert "KV service level 2, DSCP 10" in classes.told
