@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
 
-from engines.scheduling.cluster_placement import ClusterPlacement
+from engines.decision_log import open_placement
 from engines.scheduling.engine_choice import EnginePair
 from engines.scheduling.estimate import PromptWork
 from engines.scheduling.prefill_quota import PromptRest
@@ -30,6 +32,15 @@ from engines.slot_queue import SlotQueue
 from engines.types import EngineId, EngineInfo, EngineRole, NodeId, ReadSide
 
 
+@dataclass(frozen=True, slots=True)
+class SimParts:
+    """What turns are placed on."""
+
+    snics: Sequence[SimSnic]
+    prefill_gpus: Sequence[PrefillGpu]
+    decode_gpus: Sequence[DecodeGpu]
+
+
 class SimScheduler:
     """One per simulation."""
 
@@ -38,13 +49,11 @@ class SimScheduler:
         spec: SimSpec,
         events: Events,
         times: PrefillTimes,
-        *,
-        snics: Sequence[SimSnic],
-        prefill_gpus: Sequence[PrefillGpu],
-        decode_gpus: Sequence[DecodeGpu],
+        parts: SimParts,
         on_read: Callable[[SimTurn], None],
+        log: BinaryIO | None = None,
     ) -> None:
-        """`on_read` is told of a turn whose hit is in staging memory."""
+        """`on_read` is told of a turn whose hit is in staging memory. Decisions are written to `log`."""
         settings = self._settings = spec.scheduler
         self._spec = spec
         self._events = events
@@ -56,28 +65,22 @@ class SimScheduler:
         read_limit = sys.maxsize
         if spec.cluster.rates.snic_bytes_per_s is not None:
             read_limit = settings.read_queue_limit_tokens(self._rate, spec.profile.token_bytes)
-        self.placement = ClusterPlacement(
+        self.placement = open_placement(
             settings,
             load_limit_tokens=spec.prefill_load_limit_tokens,
             read_queue_limit_tokens=read_limit,
+            log=log,
         )
         self._slot_queue = SlotQueue()
-        self._snics = {snic.node.node_id: snic for snic in snics}
+        self._snics = {snic.node.node_id: snic for snic in parts.snics}
         self.kept = {
             snic.node.node_id: KeptBlocks(spec.cluster.dram_bytes // spec.block_bytes)
-            for snic in snics
+            for snic in parts.snics
             if snic.node.role is EngineRole.PREFILL
         }
-        self._prefill_gpus = {gpu.engine_id: gpu for gpu in prefill_gpus}
-        self._decode_gpus = {gpu.engine_id: gpu for gpu in decode_gpus}
-        for snic in snics:
-            self.placement.add_node(snic.node.node_id)
-        for gpu in prefill_gpus:
-            self.placement.add_engine(EngineInfo(gpu.engine_id, gpu.node.node_id, EngineRole.PREFILL))
-        for each in decode_gpus:
-            kv_tokens = each.kv_blocks * spec.block_tokens
-            info = EngineInfo(each.engine_id, each.node.node_id, EngineRole.DECODE, kv_tokens)
-            self.placement.add_engine(info)
+        self._prefill_gpus = {gpu.engine_id: gpu for gpu in parts.prefill_gpus}
+        self._decode_gpus = {gpu.engine_id: gpu for gpu in parts.decode_gpus}
+        self._join(parts)
         self._waiting: dict[str, SimTurn] = {}
         """Turns that have no slots."""
         self._num_planned = 0
@@ -85,6 +88,18 @@ class SimScheduler:
         self._fetch_is_set = False
         self._uses_estimates = settings.order != "fifo"
         self.mover = SimReadMover(spec, self.placement, self._snics, self._slot_queue)
+
+    def _join(self, parts: SimParts) -> None:
+        """The policy learns of nodes and engines."""
+        for snic in parts.snics:
+            self.placement.add_node(snic.node.node_id)
+        for prefill in parts.prefill_gpus:
+            self.placement.add_engine(EngineInfo(prefill.engine_id, prefill.node.node_id, EngineRole.PREFILL))
+        for decode in parts.decode_gpus:
+            kv_tokens = decode.kv_blocks * self._spec.block_tokens
+            self.placement.add_engine(
+                EngineInfo(decode.engine_id, decode.node.node_id, EngineRole.DECODE, kv_tokens)
+            )
 
     # -- the life of a turn --------------------------------------------------------------------------
 

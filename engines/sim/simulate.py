@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -19,8 +20,12 @@ def simulate(spec: SimSpec, agents: Sequence[SimAgent]) -> SimResult:
     """Raises ValueError, in one line, for an agent that cannot work: a context that no buffer holds."""
     check_sizes(spec, agents)
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
-    cluster = SimulatedCluster(spec, agents)
-    cluster.run()
+    with ExitStack() as files:
+        path = spec.scheduler.decision_log
+        cluster = SimulatedCluster(
+            spec, agents, None if path is None else files.enter_context(open(path, "wb"))
+        )
+        cluster.run()
     states = cluster.agents.states
     end_s = np.array([math.nan if state.end_s is None else state.end_s for state in states])
     start_s = np.array([state.start_s for state in states])

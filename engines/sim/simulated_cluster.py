@@ -9,7 +9,7 @@ import gc
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from engines.scheduling.prefill_times import PrefillTimes
 from engines.sim.agents import AgentState, SimAgents
@@ -18,7 +18,7 @@ from engines.sim.events import Events
 from engines.sim.max_min import MaxMin
 from engines.sim.nodes import SimNode, build_nodes
 from engines.sim.prefill_group import ForwardLog, PrefillGpu, PrefillGroup, PrefillPolicy
-from engines.sim.sim_scheduler import SimScheduler
+from engines.sim.sim_scheduler import SimParts, SimScheduler
 from engines.sim.snic import Read, SimSnic
 from engines.sim.snic_windows import SnicWindows
 from engines.sim.spec import SimSpec
@@ -34,7 +34,8 @@ T = TypeVar("T")
 class SimulatedCluster:
     """One simulation, from `run` to the columns that are read off it."""
 
-    def __init__(self, spec: SimSpec, agents: Sequence[SimAgent]) -> None:
+    def __init__(self, spec: SimSpec, agents: Sequence[SimAgent], log: BinaryIO | None = None) -> None:
+        """What the policy is told and decides is written to `log` (engines.decision_log)."""
         self._spec = spec
         self.events = Events()
         self.nodes, self.store = build_nodes(spec)
@@ -66,10 +67,9 @@ class SimulatedCluster:
             spec,
             self.events,
             PrefillTimes(spec.scheduler.estimate_coefficients, policy.times.forward_coefficients()),
-            snics=snics,
-            prefill_gpus=prefill_gpus,
-            decode_gpus=decode_gpus,
-            on_read=self._read,
+            SimParts(snics, prefill_gpus, decode_gpus),
+            self._read,
+            log=log,
         )
         self.agents = SimAgents(agents, spec.block_tokens, self.events, self.turns, self)
 

@@ -75,7 +75,7 @@ class SimSpec:
     cluster: SimCluster
     profile: ModelProfile
     scheduler: SchedulerConfig
-    """Its policy settings and read plan; its deadlines and heartbeats mean nothing here."""
+    """Its policy settings, read plan and decision log; its deadlines and heartbeats mean nothing here."""
     block_tokens: int
     prefill_batch_tokens: int
     """Most new tokens in one forward of a GPU."""
