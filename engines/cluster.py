@@ -35,6 +35,7 @@ from kvstore.config import StoreConfig
 from kvstore.layout import BlockLayout
 from kvstore.open_transport import TransportSpec
 from kvstore.staging import StagingHandle
+from kvstore.transport import RegionHandle
 
 logger = logging.getLogger(__name__)
 
@@ -293,6 +294,7 @@ async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[N
         await cluster.scheduler.connect_nodes(cluster.nodes)
     regions = {node_id: await node.region() for node_id, node in cluster.nodes.items()}
     await _share_nics(cluster, engine_ids)
+    await _loop_copies(cluster, engine_ids, regions)
     if cluster.spec.trace_every:
         for part in (*cluster.engines, *cluster.nodes.values()):
             await part.trace(cluster.spec.trace_every)
@@ -344,3 +346,15 @@ async def _share_nics(
             copies_pass = cluster.spec.rates.h2d == "cnic"
             await engine.share_nics(NicsHandle(node_id, rails[node_id], limiters, copies_pass))
         rails[node_id] += 1
+
+
+async def _loop_copies(
+    cluster: EngineCluster,
+    engine_ids: Mapping[EngineId, tuple[NodeId, EngineRole]],
+    regions: Mapping[NodeId, RegionHandle],
+) -> None:
+    """Have the compute NICs make the host-device copies, where they are to and there are any."""
+    if cluster.spec.rates.h2d == "cnic" and cluster.spec.transport.config.kind == "verbs":
+        for engine_id, engine in {**cluster.prefill_engines, **cluster.decode_engines}.items():
+            node_id, _ = engine_ids[engine_id]
+            await engine.loop_copies(regions[node_id])

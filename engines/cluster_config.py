@@ -26,7 +26,8 @@ class ClusterConfig:
     """Of a node's DRAM, reads and writes together. Limits nothing: it only tells which link binds."""
     h2d: Literal["cnic", "copy"]
     """How KV moves between a node's DRAM and its engine. `cnic`: through the engine's own compute NIC, which
-    is charged for it (DualPath, section 5); `copy`: by the copy engines, which costs the NIC nothing."""
+    is charged for it (DualPath, section 5), and makes the copies itself with transport=verbs; `copy`: by the
+    copy engines, which costs the NIC nothing."""
     traffic_classes: bool
     """Whether a NIC serves MODEL traffic before KV traffic, as it should. false: in the order it comes."""
 

@@ -56,6 +56,7 @@ class Engine(ABC):
         self._weights = parts.weights
         self._job_seed = parts.job_seed
         self._nics: EngineNics | None = None
+        self._own_region: RegionHandle | None = None
         self._rounds: ForwardRounds | None = None
         self._traffic: TrafficManager
         self._events: asyncio.AbstractEventLoop
@@ -69,6 +70,11 @@ class Engine(ABC):
         """Move bytes no faster than the cluster's limited NICs; before the engine is connected."""
         self._nics = EngineNics(handle)
         self._open.callback(self._nics.close)
+
+    async def loop_copies(self, own_region: RegionHandle) -> None:
+        """Make host-device copies through the compute NIC and the node's memory as peers reach it; before the
+        engine is connected."""
+        self._own_region = own_region
 
     async def lead_rounds(self) -> RegionHandle:
         """Begin a group whose forwards end together; the others get what this returns."""
@@ -89,7 +95,9 @@ class Engine(ABC):
     def _map(self, staging: StagingHandle) -> None:
         """Map the own node's memory and bind to the running event loop; before `self._loop.start()`."""
         manager = NullTraffic if self._config.oracle else TrafficManager
-        self._traffic = open_traffic_manager(staging, self._transport, self._runner, self._nics, manager)
+        self._traffic = open_traffic_manager(
+            staging, self._transport, self._runner, self._nics, self._own_region, manager
+        )
         self._open.callback(self._traffic.close)
         self._runner.link(GroupLinks(self._send_collective, self._rounds))
         self._events = asyncio.get_running_loop()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from engines.engine_nics import EngineNics
+from engines.loopback import Loopback
 from engines.model.runner import ModelRunner
 from engines.remote_blocks import RemoteBlocks
 from kvstore.checksum import Sums, checksum, checksums
@@ -51,11 +52,16 @@ class TrafficManager:
         dtype: torch.dtype,
         device: torch.device,
         nics: EngineNics | None = None,
+        loopback: Loopback | None = None,
     ) -> None:
-        """`nics`: those of limited rate that the bytes pass; `transport` knows them. None: no limit."""
+        """`nics`: those of limited rate that the bytes pass; `transport` knows them. None: no limit.
+
+        `loopback`: how host-device copies are made; None: by the device's copy engines.
+        """
         self.staging = staging
         self.ledger = TrafficLedger()
         self._nics = nics
+        self._loopback = loopback
         self._transport = transport
         self._layout = staging.layout
         # The layout works them out each time, and they are asked for many times a layer.
@@ -77,7 +83,11 @@ class TrafficManager:
         if not len(slots):
             return
         blocks = destination.view(len(slots), self._layout.block_tokens, -1)
-        if self._device.type == "cpu":
+        if self._loopback is not None:
+            step = self._layer_block_bytes
+            rows = np.arange(len(slots), dtype=np.int64) * step
+            self._loopback.load(blocks, rows, self._places(slots, layer), step, _COPY_DEADLINE_S)
+        elif self._device.type == "cpu":
             self._gather(slots, layer, blocks)
         elif self._layer_block_bytes < _GATHER_BYTES:
             blocks.copy_(self._gather_pinned(slots, layer), non_blocking=True)
@@ -88,7 +98,10 @@ class TrafficManager:
 
     def load_blocks(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """Copy the Full Blocks in `slots` to `blocks` of `pool` [layers, blocks, block_tokens, elements]."""
-        if self._device.type == "cpu":
+        if self._loopback is not None:
+            in_pool, in_staging = self._pool_places(pool, blocks, slots)
+            self._loopback.load(pool, in_pool, in_staging, self._layer_block_bytes, _COPY_DEADLINE_S)
+        elif self._device.type == "cpu":
             self._copy_into(pool, blocks, slots)
         else:
             places = torch.tensor(blocks, device=self._device)
@@ -100,8 +113,12 @@ class TrafficManager:
 
     def store_blocks(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """Copy `blocks` of `pool` [layers, blocks, block_tokens, elements] into `slots`, and wait."""
-        for block, slot in zip(blocks, slots, strict=True):
-            self._slots[slot].copy_(pool[:, block])
+        if self._loopback is not None:
+            in_pool, in_staging = self._pool_places(pool, blocks, slots)
+            self._loopback.store(pool, in_pool, in_staging, self._layer_block_bytes, _COPY_DEADLINE_S)
+        else:
+            for block, slot in zip(blocks, slots, strict=True):
+                self._slots[slot].copy_(pool[:, block])
         self._count(Hop.DEVICE_TO_HOST, len(slots) * self._layout.full_block_bytes)
 
     def to_host(self, source: Tensor) -> Tensor:
@@ -198,20 +215,30 @@ class TrafficManager:
 
     def _copy_into(self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """All layers of all blocks as one list, to a pool in host memory."""
+        to, places = self._pool_places(pool, blocks, slots)
+        sizes = np.full(to.size, self._layer_block_bytes, np.int64)
+        copy_all(pool.view(torch.uint8).view(-1).numpy(), to, self.staging.buffer, places, sizes)
+
+    def _pool_places(
+        self, pool: Tensor, blocks: Sequence[int], slots: Sequence[int]
+    ) -> tuple[Offsets, Offsets]:
+        """Byte offsets of every layer of every block, in the pool and in staging memory."""
         num_layers, step = self._layout.num_layers, self._layer_block_bytes
-        memory, layers = pool.view(torch.uint8).view(-1).numpy(), np.arange(num_layers, dtype=np.int64)
-        to = np.array(blocks, np.int64)[:, None] * step + layers * (memory.nbytes // num_layers)
-        start = self._places(np.array(slots, np.int64)[:, None], layers)
-        sizes = np.full(to.size, step, np.int64)
-        copy_all(memory, to.reshape(-1), self.staging.buffer, start.reshape(-1), sizes)
+        layers = np.arange(num_layers, dtype=np.int64)
+        in_pool = np.array(blocks, np.int64)[:, None] * step + layers * (pool.nbytes // num_layers)
+        in_staging = self._places(np.array(slots, np.int64)[:, None], layers)
+        return in_pool.reshape(-1), in_staging.reshape(-1)
 
     def _places(self, slots: Offsets, layer: int | Offsets) -> Offsets:
         """Byte offsets of `layer` of each slot, in any node's staging memory."""
         return slots * self._slot_bytes + layer * self._layer_block_bytes
 
     def _count(self, hop: Hop, nbytes: int) -> None:
-        """Account for a move of KV that was made; a host-device copy waits here for the compute NIC."""
-        if self._nics is not None and hop in _COPIES:
+        """Account for a move of KV that was made; a host-device copy waits here for the compute NIC.
+
+        One by loopback has passed it already.
+        """
+        if self._nics is not None and self._loopback is None and hop in _COPIES:
             self._nics.copy(nbytes, _COPY_DEADLINE_S)
         self.ledger.count(hop, TrafficClass.KV, nbytes)
 
@@ -221,12 +248,17 @@ def open_traffic_manager(
     transport: Transport,
     runner: ModelRunner,
     nics: EngineNics | None = None,
+    own_region: RegionHandle | None = None,
     manager: type[TrafficManager] = TrafficManager,
 ) -> TrafficManager:
-    """Map the node's staging memory for an engine that runs `runner`, and share `nics` if there are any."""
+    """Map the node's staging memory for an engine that runs `runner`, and share `nics` if there are any.
+
+    `own_region`: the node's memory as peers reach it, if host-device copies go that way too.
+    """
     if nics is not None:
         transport = LimitedTransport(transport, nics.own, nics.peers)
-    return manager(StagingMemory.attach(staging), transport, runner.dtype, runner.device, nics)
+    loopback = None if own_region is None else Loopback(transport, own_region)
+    return manager(StagingMemory.attach(staging), transport, runner.dtype, runner.device, nics, loopback)
 
 
 def _pin(staging: StagingMemory, device: torch.device) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
+from kvstore.cuda_dmabuf import Dmabuf, export_dmabuf
 from kvstore.errors import TransferError, TransportUnavailable
 from kvstore.verbs_devices import PortChoice
-from kvstore.verbs_library import MR, PD, Context, VerbsError, enums, verbs_errors
+from kvstore.verbs_library import MR, PD, Context, DmaBufMR, VerbsError, enums, verbs_errors
 
 _MAX_READS = 16
 """RDMA READs under way on one queue pair that are asked for; the device may take fewer."""
@@ -19,6 +21,17 @@ REMOTE = enums.IBV_ACCESS_LOCAL_WRITE | enums.IBV_ACCESS_REMOTE_READ | enums.IBV
 
 class MemoryRefused(TransferError):
     """The device does not take this memory; nothing moved."""
+
+
+class Registration:
+    """Memory that a device may use, for as long as this object lives."""
+
+    def __init__(self, address: int, mr: Any) -> None:
+        self.address = address
+        """By which work requests name its first byte."""
+        self.lkey: int = mr.lkey
+        self.rkey: int = mr.rkey
+        self._mr = mr
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +62,37 @@ class VerbsDevice:
         except VerbsError as error:
             raise TransportUnavailable(str(error)) from error
 
-    def register(self, address: int, nbytes: int, access: int) -> Any:
-        """A registration (`lkey`, `rkey`) that lives as long as the object that is returned.
+    def register(self, address: int, nbytes: int, access: int) -> Registration:
+        """Let the device use memory of the host, or of a GPU whose memory it can reach. Raises MemoryRefused.
 
-        Raises MemoryRefused.
+        Memory of a GPU is taken by its address where nvidia-peermem is loaded, else as a dma-buf.
         """
         try:
             with verbs_errors(f"registering {nbytes} bytes with {self.choice.port.device}"):
-                return MR(self.pd, nbytes, access, address=address)
+                return Registration(address, MR(self.pd, nbytes, access, address=address))
         except VerbsError as error:
-            raise MemoryRefused(f"{error}; is `ulimit -l` large enough, and is it host memory?") from error
+            exported = export_dmabuf(address)
+            if exported is None:
+                raise MemoryRefused(f"{error}; is `ulimit -l` large enough?") from error
+            return self._register_dmabuf(exported, nbytes, access)
+
+    def _register_dmabuf(self, exported: Dmabuf, nbytes: int, access: int) -> Registration:
+        if exported.fd is None:
+            raise MemoryRefused(
+                f"{nbytes} bytes of a GPU cannot be registered with {self.choice.port.device}: "
+                f"nvidia-peermem is not loaded, and the driver gives no dma-buf ({exported.why_none}); "
+                "`modprobe nvidia-peermem`, or use cluster.h2d=copy"
+            )
+        try:
+            with verbs_errors(f"registering a dma-buf of a GPU with {self.choice.port.device}"):
+                mr = DmaBufMR(self.pd, nbytes, access, dmabuf=exported.fd, offset=exported.offset)
+        except VerbsError as error:
+            raise MemoryRefused(
+                f"{error}; this device does not take memory of a GPU: use cluster.h2d=copy"
+            ) from error
+        finally:
+            os.close(exported.fd)
+        return Registration(exported.offset, mr)  # pyverbs gives it addresses from its offset on
 
     def close(self) -> None:
         """Idempotent."""

@@ -11,12 +11,11 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from kvstore.transport import Bytes, TransferList
-from kvstore.verbs_device import LOCAL_READ, LOCAL_WRITE, VerbsDevice
+from kvstore.verbs_device import LOCAL_READ, LOCAL_WRITE, Registration, VerbsDevice
 from kvstore.verbs_requests import Pieces
 
 
@@ -26,7 +25,7 @@ class _Row:
 
     address: int
     nbytes: int
-    registration: Any
+    registration: Registration
     alive: weakref.ref[Bytes]
 
 
@@ -45,7 +44,7 @@ class RegisteredRows:
             row = self._row(moves.memory)
             parts.append(
                 Pieces(
-                    moves.local_offsets + row.address,
+                    moves.local_offsets + row.registration.address,
                     np.full(len(moves), row.registration.lkey, np.int64),
                     moves.remote_offsets,
                     moves.sizes,

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from kvstore.errors import StagingError
 from kvstore.job_token import JobToken
@@ -23,7 +22,7 @@ from kvstore.tcp_wire import region_id
 from kvstore.traffic import CLASS_TABLE, ClassSettings, TrafficClass
 from kvstore.transport import RegionHandle
 from kvstore.verbs_connection import FENCE, FENCE_S, SCHEME
-from kvstore.verbs_device import REMOTE, MemoryRefused, VerbsDevice
+from kvstore.verbs_device import REMOTE, MemoryRefused, Registration, VerbsDevice
 from kvstore.verbs_devices import PortChoice
 from kvstore.verbs_handshake import VERBS_DIALECT, Answer, Status, Wish
 from kvstore.verbs_library import VerbsError
@@ -34,11 +33,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Region:
-    """A registered memory."""
+    """A memory that peers may reach."""
 
-    address: int
+    registration: Registration
     nbytes: int
-    registration: Any
 
 
 class VerbsServer:
@@ -69,7 +67,7 @@ class VerbsServer:
         except MemoryRefused as error:
             raise StagingError(f"staging memory of {handle.node_id} cannot be served: {error}") from error
         with self._lock:
-            self._regions[region_id(handle.incarnation)] = _Region(address, memory.nbytes, registration)
+            self._regions[region_id(handle.incarnation)] = _Region(registration, memory.nbytes)
         return RegionHandle(handle.node_id, handle.incarnation, handle.nbytes, f"{SCHEME}{self.address}")
 
     def close(self) -> None:
@@ -95,8 +93,8 @@ class VerbsServer:
             except VerbsError as error:
                 logger.warning("cannot make a queue pair for a client of %s: %s", self.address, error)
                 return Answer.refusal(Status.CANNOT_CONNECT).pack()
-            rkey = region.registration.rkey
-            return Answer(Status.OK, path, rkey, region.address, region.nbytes, pair.end).pack()
+            memory = region.registration
+            return Answer(Status.OK, path, memory.rkey, memory.address, region.nbytes, pair.end).pack()
 
         try:
             self._listener.admit(channel, VERBS_DIALECT, judge)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from engines.loopback import Loopback
 from engines.model.runner import BatchShape
 from engines.prefill_feed import FeedRow, PrefillFeed
 from engines.remote_blocks import RemoteBlocks
@@ -62,6 +63,33 @@ def test_whole_blocks_go_to_their_places_in_the_pool(traffic: TrafficManager, ow
     assert not pool[:, [1, 3, 4]].any()
     moved = {hop: nbytes for hop, nbytes in traffic.by_hop().items() if nbytes}
     assert moved == {"host_to_device": 3 * LAYOUT.full_block_bytes}
+
+
+@pytest.fixture
+def looping(own: StagingMemory) -> Iterator[TrafficManager]:
+    """As `traffic`, with host-device copies made over the transport."""
+    with closing(SharedMemoryTransport()) as transport:
+        loopback = Loopback(transport, own.handle.region())
+        yield TrafficManager(own, transport, torch.uint8, torch.device("cpu"), loopback=loopback)
+
+
+def test_copies_by_loopback_put_the_same_bytes_in_the_same_places(
+    traffic: TrafficManager, looping: TrafficManager, own: StagingMemory
+) -> None:
+    pools = [torch.zeros((3, 6, 4, 11), dtype=torch.uint8) for _ in "ab"]
+    layers = [torch.zeros((20, 11), dtype=torch.uint8) for _ in "ab"]
+    for manager, pool, layer in zip((traffic, looping), pools, layers, strict=True):
+        manager.load_blocks(pool, [5, 0, 2], [7, 1, 2])
+        manager.load_layer(layer[4:16], np.array([6, 0, 3]), 1)
+    assert torch.equal(*pools)
+    assert torch.equal(*layers)
+    assert looping.by_hop() == traffic.by_hop()
+    before = own.buffer.copy()
+    looping.store_blocks(pools[1], [0, 5], [4, 5])
+    for slot, source in ((4, 1), (5, 7)):
+        assert all(tokens_of(own, slot, i) == tokens_of(own, source, i) for i in range(3))
+    untouched = [slot for slot in range(8) if slot not in (4, 5)]
+    assert all(np.array_equal(own.slot(slot), before.reshape(8, -1)[slot]) for slot in untouched)
 
 
 def test_a_layer_is_fetched_into_the_places_of_its_runs(

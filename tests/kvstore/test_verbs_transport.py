@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -425,3 +427,38 @@ def test_a_stale_key_reaches_nothing_after_the_server_is_gone(transport, server,
         with pytest.raises(TransferError, match="REM_ACCESS_ERR"):
             transport.write(new, ops(offset=64), KV, PLENTY_S)
     assert not peer.buffer[64:].any()
+
+
+class FakeDriver:
+    """The CUDA driver of a machine whose every address is a GPU's, and which exports what it is told to."""
+
+    def __init__(self, fd):
+        self.fd = fd
+
+    def cuPointerGetAttribute(self, kind, _, address):
+        kind._obj.value = 2
+        return 0
+
+    def cuMemGetAddressRange_v2(self, base, nbytes, address):
+        base._obj.value, nbytes._obj.value = address.value - 8192, 1 << 20
+        return 0
+
+    def cuMemGetHandleForAddressRange(self, fd, base, nbytes, kind, flags):
+        if self.fd is None:
+            return 801
+        fd._obj.value = os.dup(self.fd)
+        return 0
+
+
+@pytest.mark.parametrize("exports", [True, False])
+def test_memory_of_a_gpu_that_the_platform_cannot_reach_is_refused(transport, monkeypatch, exports):
+    """soft-RoCE takes no dma-buf, and without a GPU there is none: only the refusals can be tested."""
+    from kvstore import cuda_dmabuf
+    from kvstore.verbs_device import LOCAL_WRITE, MemoryRefused
+
+    with tempfile.TemporaryFile() as file:
+        driver = FakeDriver(file.fileno() if exports else None)
+        monkeypatch.setattr(cuda_dmabuf.ctypes, "CDLL", lambda name: driver)
+        said = "does not take memory of a GPU" if exports else "gives no dma-buf .*error 801.*nvidia-peermem"
+        with pytest.raises(MemoryRefused, match=said):
+            transport._device.register(1 << 46, 4096, LOCAL_WRITE)
