@@ -40,7 +40,7 @@ from engines.types import (
     PrefillJob,
     RequestId,
 )
-from kvstore.errors import TransferError
+from kvstore.errors import LateWrite, TransferError
 from kvstore.staging import StagingHandle
 from kvstore.transport import RegionHandle
 
@@ -57,6 +57,8 @@ class PrefillEngine(Engine):
         self._turns: dict[RequestId, asyncio.Task[FirstToken | HitLost]] = {}
         self._aborted: set[RequestId] = set()
         self._absences = Absences()
+        self._late: dict[RequestId, NodeId] = {}
+        """Turns of which bytes that were sent may still arrive, and where."""
         self._reads: TurnReads
         self._peak_resident_layers = 0
         self._batching = PrefillBatching(parts.config, parts.scheduling, parts.runner)
@@ -97,7 +99,8 @@ class PrefillEngine(Engine):
     async def abort(self, request_id: RequestId) -> frozenset[NodeId]:
         """End a turn; returns when no read, step or hand-over touches its slots any more.
 
-        But for reads of the nodes that are returned: they were to read for the turn and gave no answer.
+        But on the nodes that are returned: they were to read for the turn and gave no answer, or bytes that
+        were sent to them may still arrive.
         """
         turn = self._turns.get(request_id)
         if turn is not None:
@@ -108,7 +111,8 @@ class PrefillEngine(Engine):
             await asyncio.wait([turn], timeout=self._config.step_deadline_s)
         if turn is not None and not turn.done():
             raise EngineFailed(f"{self._engine_id} could not end {request_id}")
-        return self._reads.unanswered_by(request_id)
+        late = self._late.pop(request_id, None)
+        return self._reads.unanswered_by(request_id) | (frozenset() if late is None else {late})
 
     async def peak_resident_layers(self) -> int:
         """Most layers of hit KV that were ever in HBM at once."""
@@ -222,6 +226,11 @@ class PrefillEngine(Engine):
             self._run(batch)
         except (TransferError, EngineFailed) as error:
             # The other end is at fault: these turns fail, the engine goes on.
+            if isinstance(error, LateWrite):
+                self._late.update(
+                    (ready.job.placement.request_id, ready.job.placement.decode_node)
+                    for ready in self._running
+                )
             self._reject(self._running, f"{self._engine_id} could not move KV: {error}")
         self._running = []
         return True

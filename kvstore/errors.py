@@ -6,6 +6,7 @@ KvStoreError
 |- TransportUnavailable  this machine lacks what the transport needs; nothing was opened
 |- StoreError       the store as a whole cannot serve (unwritable, another format); blocks are as before
 `- TransferError    bytes did not arrive; the destination is undefined and must not be read
+   `- LateWrite     a write failed and may still put bytes down: its place must not be used again
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class StoreError(KvStoreError):
 
 class TransferError(KvStoreError):
     """Bytes did not arrive; the destination is undefined."""
+
+
+class LateWrite(TransferError):
+    """A write failed, and its bytes may still arrive until the peer is known to be dead."""

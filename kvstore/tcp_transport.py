@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kvstore.connection_pool import ConnectionPool
-from kvstore.errors import TransferError
+from kvstore.errors import LateWrite, TransferError
 from kvstore.job_token import JobToken
 from kvstore.tcp_channel import ChannelError, ChannelLateError
 from kvstore.tcp_connections import TcpConnection, TcpConnector
@@ -81,7 +81,9 @@ class TcpTransport:
                 for request in requests:
                     _ask(connection, kind, region, request, end_s)
         except ChannelLateError as error:
-            raise TransferError(
+            # Bytes that the peer has taken already it may put down at any time.
+            failure = LateWrite if kind is Kind.WRITE else TransferError
+            raise failure(
                 f"{sum(map(len, lists))} moves with {region.node_id} were not done after {deadline_s} s"
             ) from error
         except ChannelError as error:

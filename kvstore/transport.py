@@ -88,7 +88,10 @@ def require_inside(region: RegionHandle, lists: Sequence[TransferList]) -> None:
 
 
 class Transport(Protocol):
-    """One-sided reads and writes. Thread-safe. Raises TransferError, the destination then undefined."""
+    """One-sided reads and writes. Thread-safe. Raises TransferError, the destination then undefined.
+
+    After an error nothing of the call moves any more, unless it is a LateWrite.
+    """
 
     def read(
         self,

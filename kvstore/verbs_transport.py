@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from kvstore.connection_pool import ConnectionPool
-from kvstore.errors import TransferError
+from kvstore.errors import LateWrite, TransferError
 from kvstore.job_token import JobToken
 from kvstore.tcp_channel import ChannelError, ChannelLateError
 from kvstore.traffic import CLASS_TABLE, ClassSettings, TrafficClass
@@ -92,7 +92,7 @@ class VerbsTransport:
         except (ChannelError, VerbsError) as error:
             reason = self._reason(error, region, sum(map(len, lists)), deadline_s)
             if opcode is Opcode.WRITE and connection is not None and not connection.fenced:
-                reason += "; it does not answer, and until it is dead bytes may still arrive there"
+                raise LateWrite(f"{reason}; it does not answer, and bytes may still arrive there") from error
             raise TransferError(reason) from error
 
     def _reason(self, error: Exception, region: RegionHandle, num_moves: int, deadline_s: float) -> str:

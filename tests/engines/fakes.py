@@ -181,6 +181,8 @@ class FaultyTransport:
     def __init__(self) -> None:
         self.gate = Gate()
         self.num_to_fail = 0
+        self.failure = TransferError("the cable is out")
+        """What writes fail with."""
         self.num_slow = 0
         """Writes that wait a while for another one to overtake them."""
         self.flip_op: int | None = None
@@ -249,7 +251,7 @@ class FaultyTransport:
     def _fail_or_dawdle(self) -> None:
         if self.num_to_fail > 0:
             self.num_to_fail -= 1
-            raise TransferError("the cable is out")
+            raise self.failure
         if self.num_slow > 0:
             self.num_slow -= 1
             with self._changed:

@@ -18,6 +18,7 @@ from engines.cluster import EngineCluster, start_cluster
 from engines.errors import TurnFailed
 from engines.types import TurnResult
 from kvstore.block_record import record_bytes, record_header_bytes
+from kvstore.errors import LateWrite
 from kvstore.layout import PAGE_BYTES, BlockLayout
 from tests.engines.conversations import SAMPLING, assert_same, conversation, eight_turns
 from tests.engines.fakes import (
@@ -166,6 +167,28 @@ def test_a_turn_is_not_retried_before_the_last_write_of_the_first_attempt_has_en
     assert_same(done.turns, clean)
     assert done.turns[0].num_attempts == 2
     assert transport.most_in_flight == 1
+
+
+def test_slots_that_a_failed_write_may_still_reach_are_given_to_nobody(
+    model_path: str, clean: list[TurnResult], tmp_path: Path
+) -> None:
+    transport = FaultyTransport()
+    transport.num_to_fail, transport.failure = 1, LateWrite("the peer does not answer")
+    parts = Parts(transport=lambda real, name: transport.around(real) if "prefill" in name else real)
+
+    async def run() -> tuple[TurnResult, dict[str, float]]:
+        cluster = await start_cluster(parts.spawn, cluster_spec(model_path, tmp_path))
+        try:
+            client = cluster.client_parts().client()
+            result = await take_turn(client, client.open_context(), "turn-0", SAMPLING, 20)
+            cluster.scheduler.check()
+            return result, await cluster.scheduler.figures()
+        finally:
+            await cluster.close()
+
+    result, figures = asyncio.run(run())
+    assert (result.token_ids, result.num_attempts) == (clean[0].token_ids, 2)
+    assert figures["quarantined_slots"] > 0
 
 
 # Engines ----------------------------------------------------------------------------------------
