@@ -17,13 +17,15 @@ os.environ.update(
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from tests import rdma_tests
 
-# How long an example takes says how busy the machine is.
-settings.register_profile("any-speed")
-settings.load_profile("any-speed")
+if not rdma_tests.in_guest():  # none of its tests needs this, and the import takes seconds there
+    from hypothesis import settings
+
+    # How long an example takes says how busy the machine is.
+    settings.register_profile("any-speed")
+    settings.load_profile("any-speed")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

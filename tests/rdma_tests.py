@@ -28,7 +28,14 @@ OUTCOMES_VARIABLE = "RDMA_TESTS_OUTCOMES"
 TIMEOUT_S = 600.0
 """Of the whole guest; each test in it has its own, as everywhere."""
 MEMORY_MIB = 4096
+PLUGINS = ("-p", "pytest_timeout", "-p", "no:cacheprovider")
+"""No others: an import takes ten times as long in the guest."""
 SHOWN_LINES = 40
+
+
+def in_guest() -> bool:
+    """Does this process run the tests of another pytest, in the guest?"""
+    return OUTCOMES_VARIABLE in os.environ
 
 
 def has_devices() -> bool:
@@ -107,11 +114,13 @@ class GuestTests:
         image, ours = Image.find(), f"{sys.version_info.major}.{sys.version_info.minor}"
         if image.python_version() != ours:
             raise NoGuest(f"the guest's pyverbs is for Python {image.python_version()}, and .venv is {ours}")
-        pytest_command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider"]
+        pytest_command = [sys.executable, "-m", "pytest", "-q", "--color=no", *PLUGINS]
         command = GuestCommand(
             [*pytest_command, *self._names],
             ROOT,
-            inherited_environment([f"{OUTCOMES_VARIABLE}={folder}/outcomes"]),
+            inherited_environment(
+                [f"{OUTCOMES_VARIABLE}={folder}/outcomes", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1"]
+            ),
             TIMEOUT_S,
             MEMORY_MIB,
             folder,
@@ -179,6 +188,4 @@ def read_outcomes(path: Path) -> dict[str, Outcome]:
 
 def plugin() -> RdmaTests | OutcomeWriter:
     """Ours here, and the guest's there."""
-    if path := os.environ.get(OUTCOMES_VARIABLE):
-        return OutcomeWriter(Path(path))
-    return RdmaTests()
+    return OutcomeWriter(Path(os.environ[OUTCOMES_VARIABLE])) if in_guest() else RdmaTests()

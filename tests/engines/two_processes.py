@@ -49,19 +49,20 @@ class Remote:
 class Link:
     """One end of the connection. Both are alike: each serves its parts and calls those of the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.parts: dict[str, Any] = {}
+        self._reader = reader
+        self._writer = writer
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._num_calls = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, sock: socket.socket) -> None:
+    async def run(self) -> None:
         """Serve until the other end is gone."""
-        reader, self._writer = await asyncio.open_connection(sock=sock)
         try:
             while True:
-                nbytes = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
-                self._take(await reader.readexactly(nbytes))
+                nbytes = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
+                self._take(await self._reader.readexactly(nbytes))
         except (asyncio.IncompleteReadError, ConnectionError):
             for future in self._waiting.values():
                 future.set_exception(ConnectionError("the other process is gone"))
@@ -151,17 +152,17 @@ class Factory:
 
 async def serve(sock: socket.socket) -> None:
     """The child."""
-    link = Link()
+    link = Link(*await asyncio.open_connection(sock=sock))
     link.parts[FACTORY] = Factory(link, THERE)
-    await link.run(sock)
+    await link.run()
 
 
 async def converse(sock: socket.socket, transports: list[str]) -> dict[str, Any]:
     """The conversation by each transport: what its turns said, and how many packets the device sent."""
     from tests.engines.tiny_models import save_tiny_model
 
-    link = Link()
-    serving = asyncio.create_task(link.run(sock))
+    link = Link(*await asyncio.open_connection(sock=sock))
+    serving = asyncio.create_task(link.run())
     with tempfile.TemporaryDirectory() as name:
         model_path = str(save_tiny_model("qwen3", Path(name) / "model"))
         told = {}

@@ -92,7 +92,7 @@ def _prepare(run_folder: Path, command: GuestCommand) -> None:
 def _script(command: GuestCommand) -> str:
     """What the guest's shell runs."""
     path = ":".join(filter(None, [PYVERBS_PATH, command.environment.get("PYTHONPATH")]))
-    environment = {**command.environment, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**command.environment, "PYTHONPATH": path}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     if command.share is not None:
         path = shlex.quote(str(command.share))
