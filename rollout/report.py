@@ -41,6 +41,8 @@ FILE_WORDS = {
     "metrics.jsonl": "every series, by step",
     "trajectories.parquet": "tokens, logprobs, rewards, timings",
     "config.yaml": "the whole configuration",
+    "journal": "every finished turn, for `resume`",
+    "stalls.txt": "who waited where when nothing moved",
     "trace.json": "what engines and NICs did when, for ui.perfetto.dev",
     "wandb": "W&B run, for `wandb sync`",
     "checkpoints": "weights and optimiser, to resume from",
@@ -80,7 +82,17 @@ def _headline(summary: JobSummary) -> RenderableType:
         f"{summary['num_turns']:,} turns",
         f"{summary['num_trajectories']:,} trajectories ({', '.join(outcomes) or 'none'})",
     ]
-    return Group(jct, Text(", ".join(told)))
+    lines = [jct, Text(", ".join(told))]
+    resumed = summary["resumed"]
+    if resumed is not None:
+        lines.append(
+            Text(
+                f"resumed in step {resumed['step']} at {_seconds(resumed['elapsed_s'])}: "
+                f"{resumed['ended']} trajectories had ended, {resumed['continued']} went on after "
+                f"{resumed['continued_turns']} turns, {resumed['begun_anew']} began anew"
+            )
+        )
+    return Group(*lines)
 
 
 def _breakdown(summary: JobSummary, bar: str) -> Table:

@@ -149,7 +149,8 @@ class RunDir:
     def stalls(self) -> Path:
         return self.path / "stalls.txt"
 
-    def write_config(self, yaml_text: str, overrides: Sequence[str]) -> None:
+    def write_config(self, yaml_text: str, overrides: Sequence[str] = ()) -> None:
+        """`overrides` are what it was composed with, for `resumed_overrides`."""
         self._replace(self.config, yaml_text)
         self._replace(self.path / _OVERRIDES, json.dumps(list(overrides)) + "\n")
 

@@ -185,16 +185,16 @@ def assert_refused(done: subprocess.CompletedProcess[str], said: str, run_dir: P
 
 
 @contextmanager
-def job_under_way(model_dir: Path, run_dir: Path) -> Iterator[subprocess.Popen[str]]:
+def job_under_way(model_dir: Path, run_dir: Path, num_prompts: int = 200) -> Iterator[subprocess.Popen[str]]:
     """A long rollout of which some trajectories have finished."""
     overrides = [f"model.path={model_dir}", f"run_dir={run_dir}", "job=rollout", "num_agents=2"]
-    many = ["task.prompts_per_step=200", "task.group_size=4", "task.max_turns=3"]
+    many = [f"task.prompts_per_step={num_prompts}", "task.group_size=4", "task.max_turns=3"]
     job = subprocess.Popen(
         command(*overrides, *many), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     assert job.stderr is not None
     try:
-        wait_for_line(job.stderr, re.compile(r"[1-9]\d*/800 done"), deadline_s=120)
+        wait_for_line(job.stderr, re.compile(rf"[1-9]\d*/{4 * num_prompts} done"), deadline_s=120)
         yield job
     finally:
         job.kill()
@@ -263,6 +263,28 @@ def wait_for_line(stream: object, pattern: re.Pattern[str], deadline_s: float) -
         if time.monotonic() > ends_s:
             break
     raise AssertionError(f"no line matched {pattern.pattern}")
+
+
+def test_a_killed_rollout_is_resumed_to_the_same_set_of_trajectories(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    with job_under_way(tiny_model_dir, run_dir, num_prompts=30) as job:
+        job.kill()
+    done = run(f"resume={run_dir}", "num_agents=8")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["num_trajectories"] == sum(summary["outcomes"].values()) == 120
+    assert summary["resumed"]["ended"] > 0
+    found = read_trajectories(run_dir / "trajectories.parquet", 0)
+    wanted = {(f"0/{prompt}-", sample) for prompt in range(30) for sample in range(4)}
+    assert {(re.match(r"0/\d+-", t.group_id)[0], t.sample_index) for t in found} == wanted  # type: ignore[index]
+    for trajectory in found:
+        trajectory.segments[0].check()
+        assert len(trajectory.turns) >= 1, trajectory
+    finished = run(f"resume={run_dir}", deadline_s=60)
+    assert finished.returncode == 2
+    assert re.fullmatch(r"rollout: error: [^\n]* that run has finished[^\n]*\n", finished.stderr)
 
 
 def test_a_resumed_job_goes_on_from_its_checkpoint(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -139,3 +139,19 @@ def test_it_prints_a_summary_read_back_from_disk_alike(run_dir):
 def test_without_a_stream_it_goes_to_stdout(run_dir, capsys):
     print_report(job_of(1), run_dir)
     assert "JCT 10 s" in capsys.readouterr().out
+
+
+def test_it_says_what_a_resumed_run_went_on_from(run_dir: RunDir) -> None:
+    resumed = {
+        "step": 1,
+        "elapsed_s": 12.0,
+        "ended": 3,
+        "continued": 2,
+        "continued_turns": 9,
+        "begun_anew": 1,
+    }
+    summary = {**job_of(1), "resumed": {**resumed, "torn_bytes": 0}}
+    said = " ".join(printed(summary, run_dir).split())  # type: ignore[arg-type]
+    assert (
+        "resumed in step 1 at 12 s: 3 trajectories had ended, 2 went on after 9 turns, 1 began anew" in said
+    )

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rollout.agent_run import Sample
@@ -42,7 +42,7 @@ rules = st.builds(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rules=rules, num_groups=st.integers(1, 4), group_size=st.integers(1, 5), data=st.data())
 def test_with_any_faults_in_any_order_every_sample_comes_back_exactly_once(
     rules: GroupRules, num_groups: int, group_size: int, data: st.DataObject
