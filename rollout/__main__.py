@@ -68,11 +68,11 @@ def _run(options: argparse.Namespace) -> int:
 
     from rollout.preflight import check
 
-    check(config)
+    replay = check(config)
 
     from rollout.job import run_job
 
-    return run_job(config, overrides)
+    return run_job(config, overrides, replay)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -39,6 +39,11 @@ def _paced_bytes(kind: str, full_bytes: float, scale: float, otherwise: int) -> 
     return int(full_bytes / scale)
 
 
+def _by_profile(name: str | None, special: dict[str, float], otherwise: float) -> float:
+    """`${by_profile:...}` in conf/: a number that differs between models."""
+    return special.get(name, otherwise) if name is not None else otherwise
+
+
 def load_config(overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of conf/ with Hydra `overrides`, or a UserError of one line."""
     for override in overrides:
@@ -57,6 +62,7 @@ def _compose(overrides: list[str]) -> object:
         with warnings.catch_warnings(), _own_hydra():
             warnings.filterwarnings("error", message=".* is not available", category=UserWarning)
             OmegaConf.register_new_resolver("paced_bytes", _paced_bytes, replace=True)
+            OmegaConf.register_new_resolver("by_profile", _by_profile, replace=True)
             composed = compose("config", overrides=overrides)
             return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingConfigException as error:

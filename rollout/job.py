@@ -41,7 +41,7 @@ from rollout.monitor import Monitor
 from rollout.paced_engines import paced_spec
 from rollout.progress import Progress, StepState
 from rollout.records import TrajectoryWriter
-from rollout.replay import ReplayPlan, max_context_tokens, plan_replay
+from rollout.replay import ReplayPlan
 from rollout.report import print_report
 from rollout.resumption import Resumption, digest_of, find_resumption
 from rollout.run_dir import RunDir
@@ -57,21 +57,22 @@ _NUM_GENERATED_TASKS = 4096
 _PROGRESS_EVERY_S = 0.5
 
 
-def run_job(config: RunConfig, overrides: Sequence[str] = ()) -> int:
+def run_job(config: RunConfig, overrides: Sequence[str] = (), replay: ReplayPlan | None = None) -> int:
     """Run the job to its end; returns the exit code. Raises RolloutError with one line.
 
-    `overrides` are what `config` was composed with, for whoever resumes the run.
+    `overrides` are what `config` was composed with, for whoever resumes the run; `replay` is what job=replay
+    is to do (rollout.preflight).
     """
     if config.resume is not None:
         config = replace(config, run_dir=config.resume)
     try:
-        asyncio.run(_run(config, overrides))
+        asyncio.run(_run(config, overrides, replay))
     except (EngineError, KvStoreError) as error:
         raise RolloutError(" ".join(str(error).split())) from error
     return 0
 
 
-async def _run(config: RunConfig, overrides: Sequence[str]) -> None:
+async def _run(config: RunConfig, overrides: Sequence[str], replay: ReplayPlan | None) -> None:
     resumption = None if config.resume is None else find_resumption(Path(config.resume), config)
     async with AsyncExitStack() as stack:
         run_dir = stack.enter_context(
@@ -83,8 +84,8 @@ async def _run(config: RunConfig, overrides: Sequence[str]) -> None:
         desk = _Desk(config, run_dir, progress, monitor, resumption)
         if config.model.warm_start is not None:
             desk.config = _with_warm_model(desk)
-        if config.job == "replay":
-            desk.plan_replay()
+        if replay is not None:
+            desk.begin_replay(replay)
         async with _players(desk) as (backend, trainer):
             if desk.replay is None:
                 await _run_steps(desk, backend, trainer)
@@ -125,13 +126,12 @@ class _Desk:
     replay: ReplayPlan | None = None
     replay_figures: ReplayFigures | None = None
 
-    def plan_replay(self) -> None:
-        """Read the trace; from here on the configuration has the rates that `setting` gives."""
-        self.progress.phase(f"reading {self.config.trace or 'the sample trace'}")
-        self.replay = plan_replay(self.config, max_context_tokens(self.config))
-        self.config = self.replay.config
-        self.replay_figures = self.replay.figures()
-        self.progress.phase(self.replay.told())
+    def begin_replay(self, plan: ReplayPlan) -> None:
+        """From here on the configuration has the rates that `setting` gives."""
+        self.replay = plan
+        self.config = replace(plan.config, run_dir=self.config.run_dir)
+        self.replay_figures = plan.figures()
+        self.progress.phase(plan.told())
 
     @property
     def num_train_steps(self) -> int:

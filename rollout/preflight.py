@@ -12,7 +12,7 @@ from kvstore.host_memory import available_bytes
 from rollout.config import RunConfig
 from rollout.environments import needs_sandbox
 from rollout.errors import UserError
-from rollout.replay import max_context_tokens, plan_replay
+from rollout.replay import ReplayPlan, max_context_tokens, plan_replay
 from rollout.sandbox.sandbox import check_sandbox
 from rollout.tasks import bundled_tasks_path, load_tasks
 
@@ -22,18 +22,19 @@ _PROCESS_BYTES = 400 << 20
 """Resident memory of a process that has imported torch and transformers."""
 
 
-def check(config: RunConfig) -> None:
-    """Raise UserError with one line for the first thing that cannot work."""
+def check(config: RunConfig) -> ReplayPlan | None:
+    """Raise UserError with one line for the first thing that cannot work; what a replay is about to do."""
     _check_tasks(config)
-    _check_decision_log(config.scheduler.decision_log)
+    _check_decision_log(config.scheduler.decision_log, overwrite=config.overwrite)
     if config.engines.kind == "paced":
         _check_memory(config, 0)
     elif config.model.path is not None:
         _check_model(config, config.model.path)
     if config.job == "replay":
-        plan_replay(config, max_context_tokens(config))
-    elif config.engines.kind == "paced":
+        return plan_replay(config, max_context_tokens(config))
+    if config.engines.kind == "paced":
         raise UserError(f"engines=paced has no text to play job={config.job} with; use job=replay")
+    return None
 
 
 def _check_tasks(config: RunConfig) -> None:
@@ -46,10 +47,14 @@ def _check_tasks(config: RunConfig) -> None:
         check_sandbox(config.sandbox)
 
 
-def _check_decision_log(path: str | None) -> None:
+def _check_decision_log(path: str | None, *, overwrite: bool) -> None:
     """The scheduler opens it, which runs elsewhere and late."""
     if path is None:
         return
+    if Path(path).is_file() and not overwrite:
+        raise UserError(
+            f"scheduler.decision_log={path} is there already; name another file, or overwrite=true"
+        )
     if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
         raise UserError(f"scheduler.decision_log={path} must name a file in a folder that is there")
 

@@ -58,7 +58,12 @@ class ReplayPlan:
         )
         rate = effective_rates(self.config).snic_bytes_per_s
         nics = "" if rate is None else f", {rate / 1e6:.0f} MB/s a storage NIC"
-        return f"replay: {len(self.tasks)} agents of {self.num_sessions} sessions{stored}{nics}"
+        model = (
+            ""
+            if paced_spec(self.config) is not None
+            else "; a model runs, so setting, scale and time_scale change nothing"
+        )
+        return f"replay: {len(self.tasks)} agents of {self.num_sessions} sessions{stored}{nics}{model}"
 
     def slo(self, figures: Figures) -> SloFigures:
         """Whether the mean TTFT and TPOT stayed within the paper's limits."""
@@ -149,8 +154,13 @@ def _num_agents(config: RunConfig) -> int | None:
 def _with_rates(config: RunConfig, sessions: list[Session]) -> RunConfig:
     """The configuration with the storage NICs that `setting` asks for."""
     paced = paced_spec(config)
-    if config.setting == "paper" or paced is None:
+    if config.setting == "paper":
         return config
+    if paced is None:
+        raise UserError(
+            "setting=storage_bound goes by modelled times, and here a model runs; use engines=paced, or "
+            "setting=paper and cluster.snic_bytes_per_s"
+        )
     engines = config.engines
     times = replace(paced, time_scale=1.0).step_times
     load = workload(sessions, times, config.kvstore.block_tokens)

@@ -55,6 +55,9 @@ def test_engines_that_run_a_model_have_the_clusters_rates_as_they_are(trace):
     assert made.time_scale == 1.0
     assert len(made.tasks) == 3
     assert made.figures()["scale"] is None
+    assert "setting, scale and time_scale change nothing" in made.told()
+    with pytest.raises(UserError, match="setting=storage_bound goes by modelled times"):
+        plan("engines=transformers", trace, "setting=storage_bound")
 
 
 def test_the_default_is_the_papers_ratio_of_agents_and_the_default_rate_is_about_150_mb_a_second(trace):
@@ -69,6 +72,11 @@ def test_buffers_follow_the_scale_unless_they_are_given():
     sizes = [load_config(["job=replay", f"scale={scale}"]).kvstore.staging_bytes for scale in (10, 100)]
     assert sizes == [10**9, 10**8]
     assert load_config(["job=replay", "kvstore.staging_bytes=12345678"]).kvstore.staging_bytes == 12345678
+
+
+def test_qwen_has_the_papers_larger_buffers():
+    qwen = load_config(["job=replay", "model_profile=qwen25_32b", "scale=100"])
+    assert qwen.kvstore.staging_bytes == 4 * 10**8
 
 
 def test_storage_bound_lowers_only_the_storage_nics_until_reading_takes_three_times_the_oracle(trace):
