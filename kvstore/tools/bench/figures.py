@@ -36,6 +36,11 @@ class Figure:
         sign = ">=" if self.better == "higher" else "<="
         return "" if self.target is None else f"{sign} {self.target:g}"
 
+    def line(self) -> str:
+        """The figure for people."""
+        goal = f"  (goal {self.goal()})" if self.goal() else ""
+        return f"{self.name:46} {self.value:>12.6g} {self.unit}{goal}"
+
 
 @dataclass(slots=True)
 class Findings:
@@ -46,6 +51,14 @@ class Findings:
     """Raw numbers behind the figures."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Why a figure could not be had, by its name."""
+
+    def add(
+        self, name: str, value: float, unit: str, target: float | None = None, better: Better = "higher"
+    ) -> Figure:
+        """One more figure."""
+        figure = Figure(name, value, unit, target, better)
+        self.figures.append(figure)
+        return figure
 
     def add_ratio(self, name: str, target: float | None, ratios: Mapping[str, float]) -> None:
         """The lowest of `ratios` is the figure; all of them go into the series."""
