@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engines.absences import Absences
+from engines.answered import answered
 from engines.config import SchedulerConfig
 from engines.context import Context
 from engines.errors import EngineFailed, RequestRefused, StaleWeights, TurnFailed
@@ -263,11 +264,12 @@ class EngineClient:
         Where no placement came back, nobody was told of the slots it may have got.
         """
         if placement is None or resolved:
-            await self._scheduler.finish(attempt_id)
-            return
-        nodes = frozenset((placement.prefill_node, placement.decode_node))
-        unsafe = await self._call_back(placement)
-        await self._scheduler.finish(attempt_id, resolved=not unsafe, safe_nodes=nodes - unsafe)
+            finish = self._scheduler.finish(attempt_id)
+        else:
+            nodes = frozenset((placement.prefill_node, placement.decode_node))
+            unsafe = await self._call_back(placement)
+            finish = self._scheduler.finish(attempt_id, resolved=not unsafe, safe_nodes=nodes - unsafe)
+        await answered("the scheduler", finish, self._abort_deadline_s)
 
     async def _call_back(self, placement: Placement) -> frozenset[NodeId]:
         """Nodes where somebody may still touch the attempt's slots, as he has not said that he does not.

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from engines.answered import answered
 from engines.client import ClientParts
 from engines.cluster_bottleneck import bottleneck
 from engines.cluster_config import ClusterConfig
@@ -104,11 +105,20 @@ class EngineCluster:
         return [*self.prefill_engines.values(), *self.decode_engines.values()]
 
     async def pause(self, deadline_s: float) -> None:
-        """Place nothing more; return when running turns and pending persists are through."""
-        await self.scheduler.pause(deadline_s)
+        """Place nothing more; return when running turns and pending persists are through.
+
+        Raises PauseTimeout if that takes longer than `deadline_s`.
+        """
+        pause = self.scheduler.pause(deadline_s)
+        await answered("the scheduler", pause, deadline_s + self._patience_s)
 
     async def resume(self) -> None:
-        await self.scheduler.resume()
+        await answered("the scheduler", self.scheduler.resume(), self._patience_s)
+
+    async def scheduler_figures(self) -> dict[str, float]:
+        """What the scheduler holds right now. Raises EngineFailed if it does not answer."""
+        figures = await answered("the scheduler", self.scheduler.figures(), self._patience_s)
+        return dict(figures)
 
     async def update_weights(
         self, weights: Weights, buckets: AsyncIterator[Sequence[NamedArray]], deadline_s: float
@@ -119,11 +129,26 @@ class EngineCluster:
         """
         await self.pause(deadline_s)
         async for bucket in buckets:
-            await asyncio.gather(*(engine.load_weights(bucket) for engine in self.engines))
-        await asyncio.gather(*(engine.set_weights(weights) for engine in self.engines))
-        await self.scheduler.set_weights(weights)
+            await self._by_all_engines("load_weights", bucket)
+        await self._by_all_engines("set_weights", weights)
+        await answered("the scheduler", self.scheduler.set_weights(weights), self._patience_s)
         self.weights = weights
         await self.resume()
+
+    async def _by_all_engines(self, method: str, argument: object) -> None:
+        """Raises EngineFailed, which names an engine that does not answer."""
+        by_id = self.prefill_engines | self.decode_engines
+        await asyncio.gather(
+            *(
+                answered(engine_id, getattr(engine, method)(argument), self._patience_s)
+                for engine_id, engine in by_id.items()
+            )
+        )
+
+    @property
+    def _patience_s(self) -> float:
+        """For a part's answer to what it does as soon as it can."""
+        return self.spec.engines.start_deadline_s
 
     async def storage_bytes(self) -> dict[NodeId, NodeBytes]:
         """Bytes every node moved through its storage NIC since the start; none of one that never told."""
@@ -228,7 +253,8 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         decode_engines={i: engines[i] for i, (_, role) in engine_ids.items() if role is EngineRole.DECODE},
         weights=spec.weights,
     )
-    await _connect(cluster, engine_ids)
+    await cluster.scheduler.open_store(cluster.layout)
+    await answered("a node or engine", _connect(cluster, engine_ids), config.start_deadline_s)
     by_id = cluster.nodes | cluster.prefill_engines | cluster.decode_engines
     await cluster.scheduler.watch(by_id, cluster.prefill_engines)
     return cluster
@@ -284,7 +310,6 @@ async def _start_nodes(
 
 
 async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[NodeId, EngineRole]]) -> None:
-    await cluster.scheduler.open_store(cluster.layout)
     handles: dict[NodeId, StagingHandle] = {}
     for node_id, node in cluster.nodes.items():
         handles[node_id] = await node.handle()
@@ -324,6 +349,7 @@ async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[N
             regions,
         )
         await cluster.scheduler.register_engine(EngineInfo(engine_id, node_id, role), 0)
+    await cluster.scheduler.connect_engines(cluster.nodes, cluster.prefill_engines, cluster.decode_engines)
 
 
 async def _share_rounds(engines: Sequence[Any]) -> None:

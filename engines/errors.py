@@ -5,7 +5,9 @@ EngineError
 |- RequestRefused     a request that could never fit or is out of date; nothing was reserved
 |  `- StaleWeights    it names other weights than the engines hold
 |- PlacementTimeout   no place was found by the deadline; nothing is reserved
+|- PauseTimeout       turns still ran by the deadline; nothing is placed until resume
 |- EngineFailed       an engine or node did not answer or broke; the turn may be tried elsewhere
+|  `- EngineDead      its process is gone, so it touches nothing any more
 |- KVDamaged          KV in HBM is not what was written for the prompt; the runner must not go on
 `- TurnFailed         a turn failed on every attempt; nothing of it is reserved
 """
@@ -33,8 +35,16 @@ class PlacementTimeout(EngineError):
     """No place was found for the request by its deadline."""
 
 
+class PauseTimeout(EngineError):
+    """Turns still ran when all should have been through."""
+
+
 class EngineFailed(EngineError):
     """An engine or node did not answer or broke."""
+
+
+class EngineDead(EngineFailed):
+    """The process of an engine or node is gone."""
 
 
 class KVDamaged(EngineError):

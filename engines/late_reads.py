@@ -24,10 +24,16 @@ class LateReads:
         self._tell = tell
         self._closed = threading.Event()
         self._telling: set[asyncio.Task[None]] = set()
+        self._slots: set[SlotId] = set()
+
+    def __contains__(self, slot: SlotId) -> bool:
+        """Whether a late read may still write into the slot."""
+        return slot in self._slots
 
     def watch(self, late: Mapping[SlotId, threading.Event]) -> None:
         """`late`: what is set when the read into the slot has ended."""
         loop = asyncio.get_running_loop()
+        self._slots.update(late)
 
         def watch() -> None:
             waiting, end_s = dict(late), time.monotonic() + _DEADLINE_S
@@ -47,6 +53,8 @@ class LateReads:
         self._closed.set()
 
     def _settled(self, slots: list[SlotId]) -> None:
+        self._slots.difference_update(slots)
+
         async def tell() -> None:
             with suppress(EngineFailed):  # the scheduler is gone: others will say so
                 await self._tell(slots)

@@ -23,8 +23,6 @@ class Loans:
     def __init__(self) -> None:
         self._nodes: dict[NodeId, NodeSlots] = {}
         self._loans: dict[RequestId, Loan] = {}
-        self._doubted: dict[RequestId, frozenset[NodeId]] = {}
-        """Turns that broke while somebody may have touched their slots, and the nodes of those."""
         self._freed: set[NodeId] = set()
 
     def __len__(self) -> int:
@@ -137,29 +135,33 @@ class Loans:
         self._unshare(loan)
         self._drop_if_over(loan)
 
-    def quarantine(self, loan: Loan, safe_nodes: frozenset[NodeId] = frozenset()) -> None:
+    def quarantine(
+        self, loan: Loan, safe_nodes: frozenset[NodeId] = frozenset()
+    ) -> dict[NodeId, list[SlotId]]:
         """Somebody may still read or write what the turn has, but for what it has on `safe_nodes`, which is
-        freed: nobody else gets it until `trust`."""
+        freed: nobody else gets it until `trust`. What that is, by node."""
         request_id, prefill_node = loan.placement.request_id, loan.placement.prefill_node
+        doubted: dict[NodeId, list[SlotId]] = {}
         for node_id, slots in loan.slots.items():
             if node_id in safe_nodes:
                 self._nodes[node_id].pool.give_back(slots)
                 self._freed.add(node_id)
             else:
                 self._nodes[node_id].doubt(request_id, slots)
+                doubted[node_id] = list(slots)
         if prefill_node not in safe_nodes:
             for key, slot in loan.shared:
                 self._nodes[prefill_node].doubt_kept(request_id, key, slot)
-        self._doubted[request_id] = frozenset(loan.slots) - safe_nodes
+                doubted.setdefault(prefill_node, []).append(slot)
         loan.slots.clear()
         self._unshare(loan)
         self._drop_if_over(loan)
+        return {node_id: slots for node_id, slots in doubted.items() if slots}
 
-    def trust(self, request_id: RequestId) -> None:
-        """Nobody works for this turn any more, which broke: what `quarantine` set aside is free."""
-        for node_id in self._doubted.pop(request_id, ()):
-            self._nodes[node_id].trust(request_id)
-            self._freed.add(node_id)
+    def trust(self, request_id: RequestId, node_id: NodeId) -> None:
+        """Nobody touches slots of the node for this turn any more, which broke: they are free. Idempotent."""
+        self._nodes[node_id].trust(request_id)
+        self._freed.add(node_id)
 
     # -- what becomes of slots -----------------------------------------------------------------------
 

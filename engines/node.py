@@ -25,7 +25,7 @@ from engines.node_reads import NodeReads, ReadRules
 from engines.peers import SchedulerPeer
 from engines.read_messages import BlockLoad, LoadId, ReadAnswer
 from engines.timeline import Lanes, Span, Timeline
-from engines.types import AnnouncedBlock, BlockPersist, NodeId, ReadSide, RequestId
+from engines.types import AnnouncedBlock, BlockPersist, NodeId, ReadSide, RequestId, SlotId
 from kvstore.checksum import layer_checksums
 from kvstore.config import StoreConfig
 from kvstore.keys import BlockKey, WeightsId
@@ -135,6 +135,10 @@ class NodeAgent:
     async def rest(self, load_id: LoadId) -> ReadAnswer:
         """What `load` answers next. Raises EngineFailed if there is no such load."""
         return await self._reads.rest(load_id)
+
+    async def let_go(self, request_id: RequestId, slots: Sequence[SlotId]) -> bool:
+        """Begin nothing more for a turn that broke; whether no read touches these slots of it any more."""
+        return self._reads.let_go(request_id, slots)
 
     async def read_ahead(
         self, loads: Sequence[BlockLoad], deadline_s: float

@@ -181,6 +181,12 @@ class NodeReads:
             self._settle(given_up.load_id, ((one, None) for one in given_up.loads))
         self._note_if_empty()
 
+    def let_go(self, request_id: RequestId, slots: Sequence[SlotId]) -> bool:
+        """Begin nothing more for the turn; whether nothing is read into these slots of it any more."""
+        self.drop(request_id)
+        reading = (load for load in self._loads.values() if load.request_id == request_id)
+        return all(load.is_over for load in reading) and not any(slot in self._late for slot in slots)
+
     def give_up(self, order: MoveOrder) -> None:
         """Leave to the other side what has not begun of the order's blocks."""
         for given_up in self._queue.give_up(order, time.monotonic()):

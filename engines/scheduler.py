@@ -20,14 +20,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from engines.absent_engines import AbsentEngines
 from engines.block_waits import BlockWaits
 from engines.config import SchedulerConfig
-from engines.errors import PlacementTimeout, StaleWeights
+from engines.errors import PauseTimeout, PlacementTimeout, StaleWeights
 from engines.expected_blocks import ExpectedBlocks
 from engines.fetch_timer import FetchTimer
 from engines.known_cluster import KnownCluster, open_known_cluster
 from engines.loan import Loan
 from engines.loans import Loans
 from engines.never_waits import never_waits
-from engines.peers import NodePeer
+from engines.peers import DecodePeer, NodePeer, PrefillPeer
 from engines.prefetcher import Prefetcher
 from engines.read_messages import LostBlock, MovedBlock, MoveOrder, ReadReport
 from engines.read_planner import ReadPlanner
@@ -38,6 +38,7 @@ from engines.scheduling.estimate import PromptWork
 from engines.scheduling.prefill_times import PrefillTimes
 from engines.scheduling.queued_turn import QueuedTurn
 from engines.slot_queue import SlotQueue
+from engines.slot_reclaimer import SlotReclaimer
 from engines.store_keeper import StoreKeeper
 from engines.turn_queue import TurnQueue, WaitingTurn
 from engines.types import (
@@ -104,6 +105,7 @@ class Scheduler:
         )
         self._slot_queue = SlotQueue()
         self._ahead = Prefetcher(config, self._loans, self._index, self._slot_queue, self._go_on)
+        self._reclaimer = SlotReclaimer(config.heartbeat_deadline_s, self.resolve)
         self._cluster: KnownCluster | None = None
         self._paused = False
         self._changed = asyncio.Event()
@@ -116,6 +118,15 @@ class Scheduler:
     async def connect_nodes(self, nodes: Mapping[NodeId, NodePeer]) -> None:
         """The nodes can be told to read ahead from now on."""
         self._ahead.connect(nodes)
+
+    async def connect_engines(
+        self,
+        nodes: Mapping[NodeId, NodePeer],
+        prefill_engines: Mapping[EngineId, PrefillPeer],
+        decode_engines: Mapping[EngineId, DecodePeer],
+    ) -> None:
+        """All of these can be asked from now on whether they have let go of a turn that broke."""
+        self._reclaimer.connect(nodes, prefill_engines, decode_engines)
 
     async def register_node(self, node_id: NodeId, num_slots: int, layout: BlockLayout) -> None:
         """A node's staging memory is at the scheduler's disposal. All nodes have blocks of one layout."""
@@ -259,7 +270,7 @@ class Scheduler:
         self, request_id: RequestId, *, resolved: bool = True, safe_nodes: frozenset[NodeId] = frozenset()
     ) -> None:
         """The attempt is over. `resolved=False`: somebody may still write into its slots, but for those of
-        `safe_nodes`; they come back with `resolve`.
+        `safe_nodes`; they come back once he has let go (engines.slot_reclaimer).
 
         Decode slots of a turn that was handed over stay with the decode engine until it has stored
         what is in them.
@@ -274,15 +285,16 @@ class Scheduler:
             if resolved:
                 self._loans.take_back(loan)
             else:
-                self._loans.quarantine(loan, safe_nodes)
+                doubted = self._loans.quarantine(loan, safe_nodes)
+                self._reclaimer.begin(loan.placement, doubted)
             self._forget_new_keys(loan)
         elif is_out:
             self._forget_new_keys(loan)
         self._go_on()
 
-    async def resolve(self, request_id: RequestId) -> None:
-        """Nobody works any more for this attempt, which had ended without being resolved. Idempotent."""
-        self._loans.trust(request_id)
+    def resolve(self, request_id: RequestId, node_id: NodeId) -> None:
+        """Nobody touches slots of the node for this attempt any more, which had ended unresolved."""
+        self._loans.trust(request_id, node_id)
         self._go_on()
 
     # -- contexts whose agents wait ------------------------------------------------------------------
@@ -345,11 +357,18 @@ class Scheduler:
     async def pause(self, deadline_s: float) -> None:
         """Place and read ahead nothing more; return when no turn is placed and no persist is pending.
 
-        What an absent decode engine never gave back is not waited for.
+        What an absent decode engine never gave back is not waited for. Raises PauseTimeout; nothing is placed
+        after that either.
         """
         self._paused = True
         self._ahead.clear()
-        await self._until(self._is_quiet, deadline_s)
+        try:
+            await self._until(self._is_quiet, deadline_s)
+        except TimeoutError:
+            raise PauseTimeout(
+                f"{self._num_at_work()} turns still run and {self._index.num_pending} blocks are being made "
+                f"after {deadline_s:.0f} s"
+            ) from None
 
     async def resume(self) -> None:
         self._paused = False
@@ -400,6 +419,7 @@ class Scheduler:
     async def close(self) -> None:
         """Let go of the store and the decision log. Idempotent."""
         self._ahead.close()
+        self._reclaimer.close()
         if self._cluster is not None:
             self._cluster.close()
         if self._keeper is not None:

@@ -20,14 +20,14 @@ from importlib import import_module
 from typing import Any, TypeVar, cast
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from engines.errors import EngineFailed
+from engines.errors import EngineDead, EngineFailed
 from engines.types import NodeId
 from rollout.errors import RolloutError, UserError
-from rollout.exchange import Desk, Line
+from rollout.exchange import Desk, Line, NoAnswer
 
 CALL_DEADLINE_S = 3600.0
 """Longest any call may take; callers that know better bring their own deadline."""
@@ -93,9 +93,11 @@ class Proxy:
                 return await self._line().call(method, args, kwargs)
             except RayTaskError as error:
                 raise error.cause from None
+            except ActorDiedError as error:
+                raise EngineDead(f"{self._name} is dead: {_first_line(error)}") from None
             except RayActorError as error:
-                raise EngineFailed(f"{self._name} is dead: {_first_line(error)}") from None
-            except TimeoutError:
+                raise EngineFailed(f"{self._name} cannot be reached: {_first_line(error)}") from None
+            except NoAnswer:
                 raise EngineFailed(f"{self._name}.{method} gave no answer") from None
 
         return call
@@ -109,9 +111,10 @@ class Proxy:
         answer = asyncio.ensure_future(self._handle.call.remote(method, *args, **kwargs))
         # Cancelling the caller must not wait for the actor, so the answer is left to itself.
         answer.add_done_callback(_look_at)
-        # Not wait_for: before Python 3.12 it may swallow a cancellation.
-        async with asyncio.timeout(CALL_DEADLINE_S):
-            return await asyncio.shield(answer)
+        await asyncio.wait([answer], timeout=CALL_DEADLINE_S)
+        if not answer.done():
+            raise NoAnswer
+        return answer.result()
 
     def _line(self) -> Line:
         """To this actor from this event loop."""

@@ -299,7 +299,7 @@ class AsyncRolloutBackend:
         kv/direct_io and kv/caching_stopped count the nodes whose I/O goes past the page cache, and those
         whose store takes no more blocks.
         """
-        scheduler = await self._cluster.scheduler.figures()
+        scheduler = await self._cluster.scheduler_figures()
         totals = Counter({name: scheduler[name] for name in _STORE_FIGURES})
         for figures in (await self._cluster.node_figures()).values():
             totals.update(figures)
@@ -331,7 +331,7 @@ class AsyncRolloutBackend:
     async def metrics(self) -> Mapping[str, float]:
         """What the backend holds and has done since the start, as flat slash-named figures."""
         figures: dict[str, float] = {"rollout/weights_version": self.weights_version}
-        scheduler = await self._cluster.scheduler.figures()
+        scheduler = await self._cluster.scheduler_figures()
         figures |= {f"scheduler/{k}": v for k, v in scheduler.items() if k not in _STORE_FIGURES}
         figures |= await self.store_figures()
         figures |= await self.estimate_figures()

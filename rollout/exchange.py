@@ -24,6 +24,10 @@ _MOST_EXCHANGES = 2
 _NONE = pickle.dumps(None)
 
 
+class NoAnswer(Exception):
+    """A call had no answer by its line's deadline; what the other end did is not known."""
+
+
 class RemoteFailure(Exception):
     """What a call raised there and cannot be carried here as it is."""
 
@@ -34,7 +38,7 @@ class Line:
     def __init__(self, send: Send, deadline_s: float) -> None:
         """`send` brings one message to the other end's `Desk.exchange` and returns what that returns.
 
-        A call that has no answer after `deadline_s` raises TimeoutError.
+        A call that has no answer after `deadline_s` raises NoAnswer.
         """
         self._send = send
         self._deadline_s = deadline_s
@@ -74,7 +78,7 @@ class Line:
                 return
             del self._answers[number]
             if not answer.done():
-                answer.set_exception(TimeoutError())
+                answer.set_exception(NoAnswer())
 
     def _flush(self) -> None:
         self._flush_is_due = False
