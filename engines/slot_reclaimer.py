@@ -19,7 +19,8 @@ class SlotReclaimer:
     """One per scheduler, on its event loop. It asks nobody before `connect`."""
 
     def __init__(self, period_s: float, resolve: Callable[[RequestId, NodeId], None]) -> None:
-        """`period_s` between two tries, and for an answer. `resolve` hears whose slots are free, and where."""
+        """`period_s` between two tries, and for an answer. `resolve` hears whose slots are free, and on
+        which node."""
         self._period_s = period_s
         self._resolve = resolve
         self._nodes: Mapping[NodeId, NodePeer] = {}

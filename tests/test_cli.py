@@ -1,11 +1,10 @@
-"""`python -m rollout` as a person meets it: quick answers, one clear line, nothing half-started."""
+"""`python -m rollout` as a person meets it: light for an answer, one clear line, nothing half-started."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,26 +36,6 @@ def loaded_by(statement: str, cwd: Path) -> list[str]:
     line = done.stderr.splitlines()[-1]
     assert line.startswith("loaded:"), done.stderr
     return line.split()[1:]
-
-
-def fastest_s(*arguments: str, cwd: Path) -> float:
-    """Wall time of the best of three: the machine may be busy."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert run_python(*arguments, cwd=cwd).returncode == 0
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]])
-def test_a_question_is_answered_in_under_two_seconds(flags, tmp_path):
-    assert fastest_s("-m", "rollout", *flags, cwd=tmp_path) < 2
-
-
-def test_the_import_takes_under_half_a_second(tmp_path):
-    bare_s = fastest_s("-c", "pass", cwd=tmp_path)
-    assert fastest_s("-c", "import rollout", cwd=tmp_path) - bare_s < 0.5
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ between processes, where the call goes on and only `abort` and `finish` end it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,11 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class Bench:
-    """A cluster with a gate in front of every phase, and a context of one finished turn."""
+    """A cluster with a gate in front of every phase, a client of it, and a context."""
+
+    cluster: EngineCluster
+    client: EngineClient
+    context: Context
 
     def __init__(self, *, border: bool) -> None:
         self.transport = FaultyTransport()
@@ -67,22 +70,48 @@ class Bench:
             "persist": self.writes,
         }[phase]
 
-    def running(self, model_path: str, store: Path) -> AbstractAsyncContextManager[EngineCluster]:
-        return running_cluster(cluster_spec(model_path, store), self.parts.spawn)
+    async def free_slots(self) -> float:
+        return await self.figure("free_slots")
+
+    async def figure(self, name: str) -> float:
+        figures: dict[str, float] = await self.cluster.scheduler.figures()
+        return figures[name]
+
+    async def first_turn(self) -> None:
+        """A finished turn, and more to go on with."""
+        await take_turn(self.client, self.context, "first", SAMPLING, 20)
+        await self.cluster.pause(30)
+        await self.cluster.resume()
+        self.context.append(random_ids(12, seed=1))
+
+    def second_turn(self, deadline_s: float = 60.0) -> asyncio.Task[TurnResult]:
+        turn = self.client.run_turn(self.context, RequestId("second"), SAMPLING, deadline_s)
+        return asyncio.create_task(turn)
+
+    async def in_queue(self) -> None:
+        """Return when a turn waits at the scheduler."""
+        for _ in range(1000):
+            if await self.figure("queue_length"):
+                return
+            await asyncio.sleep(0)
+        raise AssertionError("no turn came to the queue")
 
 
-async def after_one_turn(cluster: EngineCluster) -> tuple[EngineClient, Context]:
-    client = cluster.client_parts().client()
-    context = client.open_context()
-    await take_turn(client, context, "first", SAMPLING, 20)
-    await cluster.pause(30)
-    await cluster.resume()
-    context.append(random_ids(12, seed=1))
-    return client, context
+Play = Callable[[Bench], Awaitable[None]]
 
 
-def second_turn(client: EngineClient, context: Context, deadline_s: float = 60.0) -> asyncio.Task[TurnResult]:
-    return asyncio.create_task(client.run_turn(context, RequestId("second"), SAMPLING, deadline_s))
+@pytest.fixture(params=[False, True], ids=["in one process", "across a border"])
+def on_a_bench(request: pytest.FixtureRequest, model_path: str, tmp_path: Path) -> Callable[[Play], None]:
+    """Plays with a cluster; on the way out nothing is taken."""
+    bench = Bench(border=request.param)
+
+    async def run(play: Play) -> None:
+        async with running_cluster(cluster_spec(model_path, tmp_path), bench.parts.spawn) as bench.cluster:
+            bench.client = bench.cluster.client_parts().client()
+            bench.context = bench.client.open_context()
+            await play(bench)
+
+    return lambda play: asyncio.run(run(play))
 
 
 async def cancelled(task: asyncio.Task[Any]) -> bool:
@@ -90,151 +119,112 @@ async def cancelled(task: asyncio.Task[Any]) -> bool:
     return task.cancelled()
 
 
-@pytest.mark.parametrize("border", [False, True], ids=["in one process", "across a border"])
 @pytest.mark.parametrize("phase", ["read", "prefill", "transfer", "copy", "decode"])
 def test_the_caller_waits_until_nobody_touches_its_slots_and_then_all_are_free(
-    phase: str, border: bool, model_path: str, tmp_path: Path
+    phase: str, on_a_bench: Callable[[Play], None]
 ) -> None:
-    bench = Bench(border=border)
+    async def play(bench: Bench) -> None:
+        await bench.first_turn()
+        gate = bench.gate(phase)
+        gate.shut()
+        task = bench.second_turn()
+        await gate.reached()
+        free = await bench.free_slots()
+        task.cancel()
+        await asyncio.wait([task], timeout=CUT_SHORT_S)
+        # The read or step cannot be stopped, so the slots are not given back before it has ended.
+        assert not task.done()
+        if phase not in ("copy", "decode"):  # whose prompt is written already, and what was read for it gone
+            assert await bench.free_slots() == free
+        gate.open()
+        assert await cancelled(task)
+        assert len((await bench.second_turn()).token_ids) == 20  # the engines serve on
 
-    async def run() -> TurnResult:
-        async with bench.running(model_path, tmp_path) as cluster:
-            client, context = await after_one_turn(cluster)
-            gate = bench.gate(phase)
-            gate.shut()
-            task = second_turn(client, context)
-            await gate.reached()
-            free = (await cluster.scheduler.figures())["free_slots"]
-            task.cancel()
-            await asyncio.wait([task], timeout=CUT_SHORT_S)
-            # The read or step cannot be stopped, so the slots are not given back before it has ended.
-            assert not task.done()
-            if phase not in (
-                "copy",
-                "decode",
-            ):  # whose prompt is written already, and what was read for it gone
-                assert (await cluster.scheduler.figures())["free_slots"] == free
-            gate.open()
-            assert await cancelled(task)
-            return await second_turn(client, context)  # the engines serve on
-
-    assert len(asyncio.run(run()).token_ids) == 20
+    on_a_bench(play)
 
 
-@pytest.mark.parametrize("border", [False, True], ids=["in one process", "across a border"])
 def test_a_turn_cancelled_while_its_prompt_is_written_keeps_those_slots_until_it_is(
-    border: bool, model_path: str, tmp_path: Path
+    on_a_bench: Callable[[Play], None],
 ) -> None:
-    bench = Bench(border=border)
+    async def play(bench: Bench) -> None:
+        await bench.first_turn()
+        bench.writes.shut()
+        bench.gate("decode").shut()
+        task = bench.second_turn()
+        await bench.gate("decode").reached()
+        await bench.writes.reached()
+        before = await bench.free_slots()
+        task.cancel()
+        bench.gate("decode").open()
+        await asyncio.wait([task], timeout=CUT_SHORT_S)
+        assert await bench.figure("placed") == 1
+        bench.writes.open()
+        assert await cancelled(task)
+        assert await bench.free_slots() >= before
 
-    async def run() -> None:
-        async with bench.running(model_path, tmp_path) as cluster:
-            client, context = await after_one_turn(cluster)
-            bench.writes.shut()
-            bench.gate("decode").shut()
-            task = second_turn(client, context)
-            await bench.gate("decode").reached()
-            await bench.writes.reached()
-            before = (await cluster.scheduler.figures())["free_slots"]
-            task.cancel()
-            bench.gate("decode").open()
-            await asyncio.wait([task], timeout=CUT_SHORT_S)
-            assert (await cluster.scheduler.figures())["placed"] == 1
-            bench.writes.open()
-            assert await cancelled(task)
-            assert (await cluster.scheduler.figures())["free_slots"] >= before
-
-    asyncio.run(run())
+    on_a_bench(play)
 
 
-@pytest.mark.parametrize("border", [False, True], ids=["in one process", "across a border"])
-def test_a_turn_cancelled_in_the_queue_leaves_it_at_once(
-    border: bool, model_path: str, tmp_path: Path
-) -> None:
-    bench = Bench(border=border)
+def test_a_turn_cancelled_in_the_queue_leaves_it_at_once(on_a_bench: Callable[[Play], None]) -> None:
+    async def play(bench: Bench) -> None:
+        await bench.first_turn()
+        await bench.cluster.pause(30)
+        task = bench.second_turn()
+        await bench.in_queue()
+        task.cancel()
+        assert await cancelled(task)
+        assert await bench.figure("queue_length") == 0
+        await bench.cluster.resume()
 
-    async def run() -> None:
-        async with bench.running(model_path, tmp_path) as cluster:
-            client, context = await after_one_turn(cluster)
-            await cluster.pause(30)
-            task = second_turn(client, context)
-            await in_queue(cluster)
-            task.cancel()
-            assert await cancelled(task)
-            assert (await cluster.scheduler.figures())["queue_length"] == 0
-            await cluster.resume()
-
-    asyncio.run(run())
+    on_a_bench(play)
 
 
-@pytest.mark.parametrize("border", [False, True], ids=["in one process", "across a border"])
 def test_a_turn_cancelled_while_it_waits_for_pending_blocks_leaves_the_queue_at_once(
-    border: bool, model_path: str, tmp_path: Path
+    on_a_bench: Callable[[Play], None],
 ) -> None:
-    bench = Bench(border=border)
+    async def play(bench: Bench) -> None:
+        bench.writes.shut()
+        await take_turn(bench.client, bench.context, "first", SAMPLING, 20)
+        bench.context.append([1])
+        task = bench.second_turn()
+        await bench.in_queue()
+        task.cancel()
+        assert await cancelled(task)
+        assert await bench.figure("queue_length") == 0
+        bench.writes.open()
 
-    async def run() -> None:
-        async with bench.running(model_path, tmp_path) as cluster:
-            client = cluster.client_parts().client()
-            context = client.open_context()
-            bench.writes.shut()
-            await take_turn(client, context, "first", SAMPLING, 20)
-            context.append([1])
-            task = second_turn(client, context)
-            await in_queue(cluster)
-            task.cancel()
-            assert await cancelled(task)
-            assert (await cluster.scheduler.figures())["queue_length"] == 0
-            bench.writes.open()
-
-    asyncio.run(run())
+    on_a_bench(play)
 
 
-async def in_queue(cluster: EngineCluster) -> None:
-    """Return when a turn waits at the scheduler."""
-    for _ in range(1000):
-        if (await cluster.scheduler.figures())["queue_length"]:
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("no turn came to the queue")
+def test_a_turn_past_its_deadline_fails_and_leaves_nothing_taken(on_a_bench: Callable[[Play], None]) -> None:
+    async def play(bench: Bench) -> None:
+        await bench.first_turn()
+        bench.gate("decode").shut()
+        task = bench.second_turn(deadline_s=0.3)
+        await bench.gate("decode").reached()
+        await asyncio.wait([task], timeout=0.4)
+        bench.gate("decode").open()
+        with pytest.raises(TurnFailed, match=r"second was not done within 0\.3 s"):
+            await task
 
-
-@pytest.mark.parametrize("border", [False, True], ids=["in one process", "across a border"])
-def test_a_turn_past_its_deadline_fails_and_leaves_nothing_taken(
-    border: bool, model_path: str, tmp_path: Path
-) -> None:
-    bench = Bench(border=border)
-
-    async def run() -> None:
-        async with bench.running(model_path, tmp_path) as cluster:
-            client, context = await after_one_turn(cluster)
-            bench.gate("decode").shut()
-            task = second_turn(client, context, deadline_s=0.3)
-            await bench.gate("decode").reached()
-            await asyncio.wait([task], timeout=0.4)
-            bench.gate("decode").open()
-            with pytest.raises(TurnFailed, match=r"second was not done within 0\.3 s"):
-                await task
-
-    asyncio.run(run())
+    on_a_bench(play)
 
 
 def test_a_turn_cancelled_the_moment_it_is_placed_leaves_no_slot_taken(
-    model_path: str, tmp_path: Path
+    on_a_bench: Callable[[Play], None],
 ) -> None:
     # The scheduler has placed it, its answer has not arrived: nobody but `finish` can give the slots back.
-    async def run() -> None:
-        async with running_cluster(cluster_spec(model_path, tmp_path)) as cluster:
-            client, context = await after_one_turn(cluster)
-            await cluster.pause(30)
-            task = second_turn(client, context)
-            await in_queue(cluster)
-            await cluster.resume()
-            assert (await cluster.scheduler.figures())["placed"] == 1
-            task.cancel()
-            assert await cancelled(task)
+    async def play(bench: Bench) -> None:
+        await bench.first_turn()
+        await bench.cluster.pause(30)
+        task = bench.second_turn()
+        await bench.in_queue()
+        await bench.cluster.resume()
+        assert await bench.figure("placed") == 1
+        task.cancel()
+        assert await cancelled(task)
 
-    asyncio.run(run())
+    on_a_bench(play)
 
 
 # The engine's loop ------------------------------------------------------------------------------

@@ -3,61 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from engines.cluster import ClusterSpec
-from engines.types import RequestId, SamplingParams, TurnResult
-from kvstore.store import BlockLocation, BlockRead, BlockReadResult, BlockStore, BlockWrite
+from engines.cluster import ClusterSpec, EngineCluster
+from engines.cluster_config import ClusterConfig
+from engines.measured import NodeBytes
+from engines.types import NodeId, RequestId, SamplingParams, TurnResult
 from tests.engines.conversations import assert_same
-from tests.engines.fakes import Parts, random_ids
+from tests.engines.fakes import random_ids
 from tests.engines.local_cluster import cluster_spec, running_cluster, with_store
 from tests.engines.tiny_models import save_tiny_model
 
-BLOCKS_PER_S = 200.0
+BLOCK_BYTES, RECORD_BYTES = 6 << 10, 12 << 10
+RATES = ClusterConfig(200.0 * BLOCK_BYTES, None, None, h2d="copy", traffic_classes=True)
 PROMPT_TOKENS = (1600, 24, 24)
 """What each turn appends; the last one's reads are disturbed."""
-
-
-@dataclass
-class Nic:
-    """A storage NIC that carries blocks one by one; at block `slow_from` it falls to a tenth of its rate."""
-
-    blocks_per_s: float = BLOCKS_PER_S
-    passed: int = 0
-    slow_from: int | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def carry(self, num_blocks: int) -> None:
-        for _ in range(num_blocks):
-            with self.lock:
-                time.sleep(1 / self.blocks_per_s)
-                self.passed += 1
-                if self.passed == self.slow_from:
-                    self.blocks_per_s /= 10
-
-
-class NicStore:
-    """A store behind such a NIC."""
-
-    def __init__(self, store: BlockStore, nic: Nic) -> None:
-        self._store = store
-        self._nic = nic
-
-    def read(self, reads: Sequence[BlockRead], deadline_s: float) -> list[BlockReadResult]:
-        self._nic.carry(len(reads))
-        return self._store.read(reads, deadline_s)
-
-    def write(self, writes: Sequence[BlockWrite], deadline_s: float) -> list[BlockLocation | None]:
-        return self._store.write(writes, deadline_s)
-
-    def close(self) -> None:
-        self._store.close()
+READ_BEFORE = 12
+"""Blocks of those that the node has read when its storage NIC falls to a tenth of its rate."""
 
 
 @dataclass(frozen=True)
@@ -75,47 +40,52 @@ class Done:
 def spec_of(model_path: str, directory: Path) -> ClusterSpec:
     """A chunk has 4 blocks, and two are in flight."""
     spec = cluster_spec(model_path, directory, decode_kv_bytes=4 << 20, prefill_batch_tokens=4096)
-    spec = replace(spec, scheduler=replace(spec.scheduler, read_plan="split"))
-    return with_store(spec, read_chunk_bytes=4 * (12 << 10), staging_bytes=16 << 20)
+    spec = replace(spec, scheduler=replace(spec.scheduler, read_plan="split"), rates=RATES)
+    return with_store(spec, read_chunk_bytes=4 * RECORD_BYTES, staging_bytes=16 << 20)
 
 
-async def three_turns(spec: ClusterSpec, slow: str | None) -> Done:
+async def slow_down(cluster: EngineCluster, slow: NodeId, read_before: int) -> None:
+    """Cut the rate of the node's storage NIC once it has read so many blocks."""
+    while blocks_read(await cluster.nodes[slow].moved()) < read_before + READ_BEFORE:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    await cluster.nodes[slow].set_snic_rate(RATES.snic_bytes_per_s / 10)
+
+
+def blocks_read(moved: NodeBytes) -> int:
+    return (moved.read_prefill_side + moved.read_decode_side) // BLOCK_BYTES
+
+
+def blocks_moved(moved: NodeBytes) -> int:
+    return (moved.moved_to_prefill + moved.moved_to_decode) // BLOCK_BYTES
+
+
+async def three_turns(spec: ClusterSpec, slow: NodeId | None) -> Done:
     """The third one's reads slow down on the node `slow` once it has read an eighth of them."""
-    nics = {"prefill-0": Nic(), "decode-0": Nic()}
-    parts = Parts(store=lambda store, name: NicStore(store, nics[name]))
-    async with running_cluster(spec, parts.spawn) as cluster:
+    here = slow or NodeId("prefill-0")
+    async with running_cluster(spec) as cluster:
+        assert cluster.layout.full_block_bytes == BLOCK_BYTES
         client = cluster.client_parts().client()
         context = client.open_context()
         turns = []
         for number, appended in enumerate(PROMPT_TOKENS):
-            if number == 2 and slow is not None:
-                nics[slow].slow_from = nics[slow].passed + 12
             before = await cluster.storage_bytes()
+            cutting = None
+            if number == 2 and slow is not None:
+                cutting = asyncio.create_task(slow_down(cluster, slow, blocks_read(before[slow])))
             context.append(random_ids(appended, seed=number))
             name, sampling = RequestId(f"turn-{number}"), SamplingParams(max_tokens=4)
             turns.append(await client.run_turn(context, name, sampling, 60.0))
+            if cutting is not None:
+                await asyncio.wait_for(cutting, 60.0)
             context.append(turns[-1].token_ids)
             await cluster.pause(30)
             await cluster.resume()
         after = await cluster.storage_bytes()
-        block = cluster.layout.full_block_bytes
-        moved = {
-            node: (
-                (now.moved_to_prefill + now.moved_to_decode)
-                - (before[node].moved_to_prefill + before[node].moved_to_decode)
-            )
-            // block
-            for node, now in after.items()
-        }
-        read = {
-            node: (now.read_prefill_side + now.read_decode_side)
-            - (before[node].read_prefill_side + before[node].read_decode_side)
-            for node, now in after.items()
-        }
-        here = slow or "prefill-0"
+        moved = {node: blocks_moved(now) - blocks_moved(before[node]) for node, now in after.items()}
+        read = blocks_read(after[here]) - blocks_read(before[here])
         return Done(
             turns=turns,
-            unread=read[here] // block + moved[here] - 12,
+            unread=read + moved[here] - READ_BEFORE,
             moved=moved[here],
             moved_back=sum(moved.values()) - moved[here],
             figures=await cluster.scheduler.figures(),
@@ -132,9 +102,9 @@ def undisturbed(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Do
     return asyncio.run(three_turns(spec_of(model_path, tmp_path_factory.mktemp("store")), None))
 
 
-@pytest.mark.parametrize("slow", ["prefill-0", "decode-0"])
+@pytest.mark.parametrize("slow", [NodeId("prefill-0"), NodeId("decode-0")])
 def test_when_a_storage_nic_falls_to_a_tenth_most_of_what_is_unread_moves_and_no_token_changes(
-    slow: str, model_path: str, undisturbed: Done, tmp_path: Path
+    slow: NodeId, model_path: str, undisturbed: Done, tmp_path: Path
 ) -> None:
     done = asyncio.run(three_turns(spec_of(model_path, tmp_path), slow))
     assert_same(done.turns, undisturbed.turns)
