@@ -21,6 +21,7 @@ from typing import Any
 Send = Callable[[bytes], Awaitable[bytes]]
 _MOST_EXCHANGES = 2
 """One that waits for answers, and one that is on its way."""
+_FORGET_S = 600.0
 _NONE = pickle.dumps(None)
 
 
@@ -128,8 +129,18 @@ class _Outbox:
 
     answers: list[tuple[int, bool, bytes]] = field(default_factory=list)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    num_calls: int = 0
+    """Begun and not answered."""
+    num_exchanges: int = 0
+    """That are here."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody comes for anything, as far as is known here."""
+        return not self.num_calls and not self.num_exchanges
 
     def put(self, number: int, is_value: bool, content: bytes) -> None:
+        self.num_calls -= 1
         self.answers.append((number, is_value, content))
         self.waiting.set()
 
@@ -149,8 +160,10 @@ class _Outbox:
 class Desk:
     """The answering end: calls methods of one object for any number of lines."""
 
-    def __init__(self, served: object) -> None:
+    def __init__(self, served: object, *, forget_s: float = _FORGET_S) -> None:
+        """A line that leaves answers lying for `forget_s` gets them no more: its process has gone."""
         self._served = served
+        self._forget_s = forget_s
         self._outboxes: dict[str, _Outbox] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -159,12 +172,25 @@ class Desk:
         outbox = self._outboxes.setdefault(line, _Outbox())
         outbox.release()
         waiting = outbox.waiting
-        for call in pickle.loads(message):
-            self._begin(outbox, call)
-        await waiting.wait()
-        return outbox.take() if waiting is outbox.waiting else pickle.dumps([])
+        outbox.num_exchanges += 1
+        try:
+            for call in pickle.loads(message):
+                self._begin(line, outbox, call)
+            await waiting.wait()
+            return outbox.take() if waiting is outbox.waiting else pickle.dumps([])
+        finally:
+            outbox.num_exchanges -= 1
+            if outbox.is_idle and not outbox.answers:
+                self._outboxes.pop(line, None)
 
-    def _begin(self, outbox: _Outbox, call: bytes) -> None:
+    def _forget(self, line: str) -> None:
+        """A line that has not come for its answers in all this time is gone."""
+        outbox = self._outboxes.get(line)
+        if outbox is not None and outbox.is_idle:
+            del self._outboxes[line]
+
+    def _begin(self, line: str, outbox: _Outbox, call: bytes) -> None:
+        outbox.num_calls += 1
         number, method, args, kwargs = pickle.loads(call)
         try:
             called = getattr(self._served, method)
@@ -176,13 +202,13 @@ class Desk:
             outbox.put(number, False, _pickled_error(error))
             return
         if inspect.isawaitable(result):
-            task = asyncio.get_running_loop().create_task(self._await(outbox, number, result))
+            task = asyncio.get_running_loop().create_task(self._await(line, outbox, number, result))
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)
         else:
             outbox.put(number, *_pickled(result))
 
-    async def _await(self, outbox: _Outbox, number: int, result: Awaitable[Any]) -> None:
+    async def _await(self, line: str, outbox: _Outbox, number: int, result: Awaitable[Any]) -> None:
         try:
             answer = _pickled(await result)
         except asyncio.CancelledError:
@@ -190,6 +216,8 @@ class Desk:
         except Exception as error:  # noqa: BLE001 - carried to the caller
             answer = False, _pickled_error(error)
         outbox.put(number, *answer)
+        if outbox.is_idle:
+            asyncio.get_running_loop().call_later(self._forget_s, self._forget, line)
 
 
 def _run_through(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -41,6 +41,7 @@ WEIGHTS, NEXT_WEIGHTS = Weights(0, WeightsId("old")), Weights(1, WeightsId("new"
 PREFILL, DECODE_0, DECODE_1 = NodeId("prefill-0"), NodeId("decode-0"), NodeId("decode-1")
 RECORD_BYTES = 4096
 SLOTS = {PREFILL: 12, DECODE_0: 14, DECODE_1: 14}
+PREFILL_1, PREFILL_1_SLOTS = NodeId("prefill-1"), 12
 RESERVE = 2
 LENDABLE = sum(SLOTS.values()) - 2 * RESERVE
 LOAD_LIMIT = 90
@@ -136,6 +137,14 @@ async def open_bench(
     for name in ("prefill-a", "prefill-b"):
         await scheduler.register_engine(EngineInfo(EngineId(name), PREFILL, EngineRole.PREFILL), 0)
     return bench
+
+
+async def add_prefill_node(bench: Bench) -> None:
+    """A second one, with two engines."""
+    await bench.scheduler.register_node(PREFILL_1, PREFILL_1_SLOTS, LAYOUT)
+    for name in ("prefill-c", "prefill-d"):
+        info = EngineInfo(EngineId(name), PREFILL_1, EngineRole.PREFILL)
+        await bench.scheduler.register_engine(info, 0)
 
 
 def on_a_bench(

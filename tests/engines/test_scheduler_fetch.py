@@ -13,7 +13,9 @@ from tests.engines.scheduler_bench import (
     DECODE_1,
     LAYOUT,
     PREFILL,
+    PREFILL_1,
     Bench,
+    add_prefill_node,
     keys_of,
     on_a_bench,
     open_bench,
@@ -21,19 +23,13 @@ from tests.engines.scheduler_bench import (
     turn,
 )
 
-PREFILL_1 = NodeId("prefill-1")
-
 
 def on_two_prefill_nodes(play: Callable[[Bench], Awaitable[None]], **settings: object) -> None:
     """With prefill-1 beside the bench's nodes; every node's engines are a group of their own."""
 
     async def run() -> None:
         bench = await open_bench(group_nodes=1, **settings)
-        await bench.scheduler.register_node(PREFILL_1, 12, LAYOUT)
-        for name in ("prefill-c", "prefill-d"):
-            await bench.scheduler.register_engine(
-                EngineInfo(EngineId(name), PREFILL_1, EngineRole.PREFILL), 0
-            )
+        await add_prefill_node(bench)
         await play(bench)
         await settle()
         bench.scheduler.check()

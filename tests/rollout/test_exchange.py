@@ -51,9 +51,9 @@ class Served:
 class Wire:
     """Carries messages, counts them, and can be cut."""
 
-    def __init__(self, served: object | None = None) -> None:
+    def __init__(self, served: object | None = None, forget_s: float = DEADLINE_S) -> None:
         self.served = served or Served()
-        self.desk = Desk(self.served)
+        self.desk = Desk(self.served, forget_s=forget_s)
         self.num_messages = 0
         self.cut = False
 
@@ -173,6 +173,36 @@ def test_a_lost_peer_fails_every_call_that_waits_and_those_that_follow():
         with pytest.raises(ConnectionError):
             await call(line, "echo", 1)
         assert not line._answers
+
+    run(test)
+
+
+def test_nothing_is_kept_for_a_line_that_waits_for_nothing():
+    async def test() -> None:
+        wire = Wire()
+        for number in range(5):
+            assert await call(wire.line(f"line-{number}"), "echo", number) == number
+        assert not wire.desk._outboxes
+
+    run(test)
+
+
+def test_answers_for_a_line_that_has_gone_are_dropped_after_a_while():
+    async def test() -> None:
+        wire = Wire(forget_s=0.02)
+        line = wire.line()
+        lost = [call(line, "after", gate) for gate in (1, 2)]
+        await asyncio.sleep(0.01)
+        wire.cut = True
+        for answer in lost:
+            with pytest.raises(ConnectionError):
+                await answer
+        wire.cut = False
+        for gate in (1, 2):
+            await call(wire.line("another"), "open", gate)
+        assert list(wire.desk._outboxes) == ["line"]
+        while wire.desk._outboxes:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
 
     run(test)
 
