@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     if config.job == "doctor":
         from rollout.probes.doctor import run_doctor
 
-        return run_doctor(config, options.overrides)
+        return run_doctor(config, overrides)
 
     from rollout.preflight import check
 

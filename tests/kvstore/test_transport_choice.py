@@ -1,5 +1,6 @@
 """`transport=auto` takes the best that every host of the job has, and says why."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -67,3 +68,10 @@ def test_a_device_that_is_not_there_is_no_rdma():
     facts = host_facts(replace(config(), device="no_such_device"))
     assert facts.rdma is None
     assert facts.no_rdma
+
+
+@pytest.mark.rdma
+def test_where_there_is_rdma_auto_is_verbs_and_names_the_port():
+    choice = choose_transport(config(), [host_facts(config())])
+    assert choice.config.kind == "verbs"
+    assert re.search(r"RDMA on .*: rxe0:1, GID \d+, RoCE v2", choice.told)
