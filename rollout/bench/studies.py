@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rollout.bench.agreement import agreement
 from rollout.bench.attention_balance import attention_balance
 from rollout.bench.baselines import dram_tier, tool_waits
 from rollout.bench.bench import Bench
@@ -19,6 +20,7 @@ STUDIES: dict[str, Callable[[Bench], None]] = {
     "steady": steady,
     "steady_2p4d": steady_2p4d,
     "ladder_equal": ladder_equal,
+    "agreement": agreement,
     "nic_pairs": nic_pairs,
     "snic_balance": snic_balance,
     "attention_balance": attention_balance,
