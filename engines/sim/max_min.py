@@ -18,41 +18,53 @@ from engines.sim.transfers import Forward, ForwardTimes, LayerMove
 class _Flow:
     """Bytes on their way."""
 
-    __slots__ = ("argument", "done", "least_left", "left", "links", "rate")
+    __slots__ = ("argument", "at_most", "done", "left", "links", "rate", "told_s", "version")
 
     def __init__(self, links: Sequence[Link], nbytes: float, done: Handler, argument: Any) -> None:
         self.links = links
+        self.at_most = min(link.for_kv for link in links)
+        """What it would get alone."""
         self.left = nbytes
-        self.least_left = 1e-9 * nbytes
-        """Less than this is nothing: what rounding leaves."""
+        """Bytes, when they were last counted, at `told_s`."""
+        self.told_s = 0.0
         self.rate = 0.0
+        self.version = 0
+        """Of its rate: what was foretold by another one is void."""
         self.done = done
         self.argument = argument
 
 
 class MaxMin:
-    """Rates by progressive filling: the link that gives its flows least is filled first."""
+    """Rates by progressive filling: the link that gives its flows least is filled first.
+
+    A link whose flows together ask for no more than it has binds nobody, so a flow that begins or ends
+    changes the rates of those only that it is joined to by crowded links.
+    """
 
     def __init__(self, events: Events, num_layers: int, *, layerwise: bool) -> None:
         self._events = events
         self._num_layers = num_layers
         self._layerwise = layerwise
-        self._flows: dict[_Flow, None] = {}
-        self._told_s = 0.0
-        """When the flows' bytes were last counted."""
-        self._alarm = 0
-        self._is_stale = False
+        self._flows: dict[Link, dict[_Flow, None]] = {}
+        self._touched: dict[_Flow, None] = {}
+        """Flows whose rates are to be worked out once all that happens at this time has happened."""
 
     def carry(self, links: Sequence[Link], nbytes: float, done: Handler, argument: Any) -> None:
-        limited = [link for link in links if link.bytes_per_s < math.inf]
         for link in links:
             link.total_bytes += nbytes
+        limited = [link for link in links if link.bytes_per_s < math.inf]
         if not nbytes or not limited:
             self._events.at(self._events.now_s, done, argument)
             return
-        self._count()
-        self._flows[_Flow(limited, nbytes, done, argument)] = None
-        self._change()
+        flow = _Flow(limited, nbytes, done, argument)
+        flow.told_s = self._events.now_s
+        for link in limited:
+            link.join(flow.at_most)
+            self._flows.setdefault(link, {})[flow] = None
+        self._touch([flow])
+        for link in limited:
+            if _is_crowded(link):
+                self._touch(self._flows[link])
 
     def forward(self, forward: Forward, done: Handler, argument: Any) -> ForwardTimes:
         layers = self._num_layers
@@ -65,52 +77,71 @@ class MaxMin:
 
     # -- rates ---------------------------------------------------------------------------------------
 
-    def _change(self) -> None:
-        """Flows have come or gone: share anew, once all that happens at this time has happened."""
-        if not self._is_stale:
-            self._is_stale = True
+    def _touch(self, flows: Iterable[_Flow]) -> None:
+        if not self._touched:
             self._events.at(self._events.now_s, self._share)
+        self._touched.update(dict.fromkeys(flows))
 
     def _share(self, _: object) -> None:
-        self._is_stale = False
-        self._count()
-        unfilled: dict[Link, dict[_Flow, None]] = {}
-        for flow in self._flows:
-            for link in flow.links:
-                unfilled.setdefault(link, {})[flow] = None
-        left = {link: link.for_kv for link in unfilled}
-        while unfilled:
-            tightest = min(unfilled, key=lambda link: left[link] / len(unfilled[link]))
-            rate = left[tightest] / len(unfilled[tightest])
-            for flow in list(unfilled[tightest]):
-                flow.rate = rate
-                for link in flow.links:
-                    left[link] = max(left[link] - rate, 0.0)
-                    del unfilled[link][flow]
-                    if not unfilled[link]:
-                        del unfilled[link]
-        self._alarm += 1
-        if self._flows:
-            wait_s = min(flow.left / flow.rate for flow in self._flows)
-            self._events.at(self._events.now_s + wait_s, self._due, self._alarm)
+        """New rates for the touched flows and for those that they share crowded links with."""
+        found, self._touched = self._touched, {}
+        crowded: dict[Link, dict[_Flow, None]] = {}
+        to_look_at = list(found)
+        while to_look_at:
+            for link in to_look_at.pop().links:
+                if link not in crowded and _is_crowded(link):
+                    crowded[link] = dict(self._flows[link])
+                    more = [flow for flow in crowded[link] if flow not in found]
+                    found.update(dict.fromkeys(more))
+                    to_look_at += more
+        for flow, rate in _max_min(found, crowded).items():
+            if rate != flow.rate:
+                self._set_rate(flow, rate)
 
-    def _due(self, alarm: int) -> None:
-        if alarm != self._alarm:
+    def _set_rate(self, flow: _Flow, rate: float) -> None:
+        now_s = self._events.now_s
+        flow.left = max(flow.left - flow.rate * (now_s - flow.told_s), 0.0)
+        flow.told_s, flow.rate = now_s, rate
+        flow.version += 1
+        self._events.at(now_s + flow.left / rate, self._due, (flow, flow.version))
+
+    def _due(self, foretold: tuple[_Flow, int]) -> None:
+        flow, version = foretold
+        if version != flow.version:
             return
-        self._count()
-        ended = [flow for flow in self._flows if flow.left <= flow.least_left]
-        for flow in ended:
-            del self._flows[flow]
-        self._change()
-        for flow in ended:
-            flow.done(flow.argument)
+        self._touched.pop(flow, None)
+        for link in flow.links:
+            del self._flows[link][flow]
+            if _is_crowded(link):
+                self._touch(self._flows[link])
+            link.leave(flow.at_most)
+        flow.done(flow.argument)
 
-    def _count(self) -> None:
-        """What the flows have moved since they were last counted."""
-        passed_s, self._told_s = self._events.now_s - self._told_s, self._events.now_s
-        if passed_s > 0:
-            for flow in self._flows:
-                flow.left -= flow.rate * passed_s
+
+def _is_crowded(link: Link) -> bool:
+    return link.asked > link.for_kv * (1 + 1e-12)
+
+
+def _max_min(flows: Iterable[_Flow], crowded: dict[Link, dict[_Flow, None]]) -> dict[_Flow, float]:
+    """Max-min fair rates; `crowded` links and their flows, which are used up. No other link binds."""
+    rates: dict[_Flow, float] = {}
+    left = {link: link.for_kv for link in crowded}
+    waiting = dict.fromkeys(sorted(flows, key=lambda flow: flow.at_most))
+    while waiting:
+        tightest = min(crowded, key=lambda link: left[link] / len(crowded[link]), default=None)
+        fair = math.inf if tightest is None else left[tightest] / len(crowded[tightest])
+        first = next(iter(waiting))
+        fixed = [first] if tightest is None or first.at_most <= fair else list(crowded[tightest])
+        for flow in fixed:
+            rate = rates[flow] = min(flow.at_most, fair)
+            del waiting[flow]
+            for link in flow.links:
+                if link in crowded:
+                    left[link] = max(left[link] - rate, 0.0)
+                    del crowded[link][flow]
+                    if not crowded[link]:
+                        del crowded[link]
+    return rates
 
 
 class _Forward:

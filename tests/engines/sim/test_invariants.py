@@ -79,7 +79,7 @@ def some_agents(draw: st.DrawFn) -> list[SimAgent]:
     return made
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(specs(), some_agents())
 def test_every_turn_ends_in_order_bytes_are_those_of_hits_and_nothing_stays_reserved(
     of_spec: SimSpec, agents: list[SimAgent]
@@ -120,7 +120,7 @@ def _check_bytes(of_spec: SimSpec, simulated: SimulatedCluster, hit_tokens: int)
     np.testing.assert_allclose(use.written_bytes.sum(), written)
 
 
-@settings(max_examples=8)
+@settings(max_examples=8, deadline=None)
 @given(specs(), some_agents())
 def test_a_simulation_repeats_itself(of_spec: SimSpec, agents: list[SimAgent]) -> None:
     first, second = run(of_spec, agents), run(of_spec, agents)
@@ -129,7 +129,7 @@ def test_a_simulation_repeats_itself(of_spec: SimSpec, agents: list[SimAgent]) -
     assert first.num_events == second.num_events
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(specs(), some_agents())
 def test_an_oracle_is_never_slower_than_what_moves_bytes(of_spec: SimSpec, agents: list[SimAgent]) -> None:
     alone: dict[str, Any] = {"prefill_ep_nodes": 0, "decode_ep_nodes": 0}
