@@ -228,6 +228,12 @@ class AsyncRolloutBackend:
         """What the agents do now: turns so far, and the trajectories that have been running longest."""
         return await self._controller.glance(num_oldest)
 
+    async def agent_figures(self) -> dict[str, float]:
+        """How many agents may be at work, if that is limited, and what of their KV was lost between turns."""
+        glance, most = await self._controller.glance(0), self._controller.max_running
+        lost = {"rollout/lost_hit_tokens": float(glance.lost_hit_tokens)}
+        return lost if most is None else lost | {"rollout/max_running": float(most)}
+
     @property
     def num_replaced(self) -> int:
         """Failed trajectories that were played again, since the start."""

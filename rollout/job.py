@@ -299,6 +299,7 @@ async def _rollout(
     desk.steps.append(summary)
     figures = await backend.store_figures() | await backend.estimate_figures()
     figures |= await backend.tool_figures()
+    figures |= await backend.agent_figures()
     desk.monitor.log(series(summary) | figures, step=step)
     return done
 

@@ -58,10 +58,11 @@ class Recorder:
         await asyncio.gather(*(self._take_the_rest(i, journal) for i in range(len(self._workers))))
 
     async def _listen(self, index: int, journal: JournalWriter) -> None:
-        with suppress(EngineError, TimeoutError):  # a dead worker has nothing more to tell
+        with suppress(EngineError):  # a dead worker has nothing more to tell
             while True:
-                async with asyncio.timeout(_ASK_DEADLINE_S):
-                    await self._take(index, journal, _WAIT_S)
+                with suppress(TimeoutError):  # a slow one is asked again
+                    async with asyncio.timeout(_ASK_DEADLINE_S):
+                        await self._take(index, journal, _WAIT_S)
 
     async def _take_the_rest(self, index: int, journal: JournalWriter) -> None:
         with suppress(EngineError, TimeoutError):
