@@ -71,6 +71,8 @@ class _Step:
     policy: StepPolicy
     started_s: float
     ends: asyncio.Queue[tuple[Sample, Trajectory | Exception]] = field(default_factory=asyncio.Queue)
+    back: asyncio.Queue[Trajectory | Exception | None] = field(default_factory=asyncio.Queue)
+    """What comes back; then what ended the step early, or None."""
     agents: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     errands: set[asyncio.Task[None]] = field(default_factory=set)
     """Calls that end trajectories nobody wants any more."""
@@ -118,17 +120,15 @@ class Controller:
         earlier = earlier or Earlier()
         rules = self._rules or GroupRules(enough=len(samples) + 1)
         step = _Step(StepPolicy(samples, rules), self._clock() - earlier.elapsed_s)
+        conducting = asyncio.create_task(self._conduct(step, earlier))
         try:
-            verdict = step.policy.restore(earlier.ended)
-            while True:
-                for trajectory in verdict.back:
-                    yield trajectory
-                if verdict.short is not None:
-                    raise RolloutError(verdict.short)
-                if not step.policy.num_left:
-                    return
-                verdict = self._judge(step, *await self._next_end(step))
+            while (back := await step.back.get()) is not None:
+                if isinstance(back, Exception):
+                    raise back
+                yield back
         finally:
+            conducting.cancel()
+            await asyncio.wait([conducting])
             unfinished = [task for task in (*step.agents.values(), *step.errands) if not task.done()]
             for task in unfinished:
                 task.cancel()
@@ -155,6 +155,23 @@ class Controller:
         return found
 
     # -- one step ------------------------------------------------------------------------------------
+
+    async def _conduct(self, step: _Step, earlier: Earlier) -> None:
+        """See the step through, however slowly what comes back is taken."""
+        try:
+            verdict = step.policy.restore(earlier.ended)
+            while True:
+                for trajectory in verdict.back:
+                    step.back.put_nowait(trajectory)
+                if verdict.short is not None:
+                    raise RolloutError(verdict.short)
+                if not step.policy.num_left:
+                    break
+                verdict = self._judge(step, *await self._next_end(step))
+        except Exception as error:  # noqa: BLE001  whoever takes the trajectories is told
+            step.back.put_nowait(error)
+        else:
+            step.back.put_nowait(None)
 
     async def _next_end(self, step: _Step) -> tuple[Sample, Trajectory | Exception]:
         """The next trajectory that ends; samples that arrive until then, or find room, begin."""

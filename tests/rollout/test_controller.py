@@ -275,3 +275,25 @@ def test_what_had_ended_comes_back_as_it_was_and_the_clock_goes_on() -> None:
     assert {t.sample_index for t in found} == {0, 1, 2}
     assert worker.seen == ["g0/1", "g0/2"]
     assert all(t.started_s >= 10.0 for t in found[1:])
+
+
+def test_samples_begin_although_nobody_takes_what_has_come_back() -> None:
+    class Counting(ScriptedWorker):
+        saw_all = asyncio.Event()
+
+        async def run(self, sample: Sample) -> Trajectory:
+            if len(self.seen) == 5:
+                self.saw_all.set()
+            return await super().run(sample)
+
+    worker = Counting()
+    controller = Controller([worker], max_running=1, wall_time_s=5.0)
+
+    async def take_one_and_wait() -> None:
+        stream = controller.run(samples(2, 3))
+        await anext(stream)
+        async with asyncio.timeout(20):
+            await worker.saw_all.wait()
+        await stream.aclose()
+
+    asyncio.run(take_one_and_wait())
