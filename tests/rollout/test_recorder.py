@@ -9,12 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from engines.errors import EngineFailed
-from engines.types import SamplingParams
 from rollout.journal import JournalError, JournalWriter
 from rollout.journal_record import FORMAT, StepBegan, unframe
 from rollout.recorder import Recorder
-from rollout.worker import AgentWorker, WorkerSpec
-from tests.rollout.test_agent import LIMITS
+from rollout.worker import AgentWorker
+from tests.rollout.test_worker import worker_spec
 
 BEGAN = StepBegan(FORMAT, 0, 0, "w", "s")
 
@@ -104,7 +103,7 @@ def test_a_journal_that_cannot_be_written_ends_the_step_with_one_line(tmp_path: 
 def test_a_worker_keeps_its_records_until_they_are_known_to_be_written() -> None:
     async def look() -> list[tuple[int, list[bytes]]]:
         parts = SimpleNamespace(client=lambda: None)
-        worker = AgentWorker(WorkerSpec(parts, None, SamplingParams(), LIMITS, keeps_records=True))  # type: ignore[arg-type]
+        worker = AgentWorker(worker_spec(parts, keeps_records=True))
         worker._records += [b"0", b"1"]
         seen = [await worker.records(0, 5.0), await worker.records(0, 5.0), await worker.records(1, 5.0)]
         return [*seen, await worker.records(2, 0.01)]

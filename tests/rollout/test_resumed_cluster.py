@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from engines.cluster import EngineCluster
-from engines.types import SamplingParams
 from rollout.agent_run import Sample
 from rollout.controller import Controller
 from rollout.journal import JournalWriter, StepJournal, read_step
@@ -19,9 +18,10 @@ from rollout.replay_task import ReplayTask
 from rollout.resumption import Resumption, digest_of
 from rollout.traces.session import Piece, Round, Session
 from rollout.types import Outcome, Trajectory
-from rollout.worker import AgentWorker, WorkerSpec
+from rollout.worker import AgentWorker
 from tests.engines.local_cluster import running_cluster, with_store
 from tests.engines.paced import paced_spec
+from tests.rollout.test_worker import worker_spec
 
 LIMITS = Limits(
     max_turns=10, max_context_tokens=4096, wall_time_s=60.0, turn_deadline_s=60.0, tool_timeout_s=10.0
@@ -65,9 +65,7 @@ class Measured(JournalWriter):
 async def playing(folder: Path) -> AsyncIterator[tuple[EngineCluster, list[AgentWorker], Controller]]:
     """A cluster over the store in `folder`, with two agent workers."""
     async with running_cluster(with_store(paced_spec(folder / "kv"), refresh_s=1.0)) as cluster:
-        spec = WorkerSpec(
-            cluster.client_parts(), None, SamplingParams(), LIMITS, tool_wait_scale=1.0, keeps_records=True
-        )
+        spec = worker_spec(cluster.client_parts(), limits=LIMITS, tool_wait_scale=1.0, keeps_records=True)
         workers = [AgentWorker(spec), AgentWorker(spec)]
         yield cluster, workers, Controller(workers, max_running=None, wall_time_s=60.0)
 
