@@ -20,10 +20,10 @@ class PrefillTimes:
 
     def __init__(self, guess: Sequence[float], profiled: Sequence[float] | None) -> None:
         """Coefficients of a whole forward: `guess` where nobody knows, in ratio only; then `profiled`."""
-        self._before = tuple(profiled or guess)
         self._is_profiled = profiled is not None
         self._told: dict[EngineId, tuple[float, ...]] = {}
-        self._mean = self._before
+        self._sum = [0.0] * NUM_TERMS
+        self._mean = tuple(profiled or guess)
         self._open: dict[EngineId, dict[RequestId, float]] = {}
 
     @property
@@ -35,9 +35,10 @@ class PrefillTimes:
         """What the engine goes by now; nothing if it has not computed yet."""
         if not coefficients:
             return
+        before = self._told.get(engine_id, (0.0,) * NUM_TERMS)
         self._told[engine_id] = tuple(coefficients)
-        told = self._told.values()
-        self._mean = tuple(sum(each[i] for each in told) / len(told) for i in range(NUM_TERMS))
+        self._sum = [s - old + new for s, old, new in zip(self._sum, before, coefficients, strict=True)]
+        self._mean = tuple(each / len(self._told) for each in self._sum)
 
     def predict_s(self, work: PromptWork, engine_id: EngineId | None = None) -> float:
         """Seconds that `work` takes by itself, on this engine or on any."""

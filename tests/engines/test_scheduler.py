@@ -778,6 +778,20 @@ def test_a_hit_is_loaded_only_where_that_is_known_to_be_faster_than_computing_it
     on_a_bench(play, speeds=speeds, load_only_if_faster=is_set)
 
 
+def test_what_an_engine_has_told_of_its_forwards_decides_what_is_loaded() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 12))
+        first = await bench.place(turn("first", 14))
+        assert first.hit_tokens == 12, "nobody knows how long forwards take"
+        await bench.scheduler.prefilled(first.request_id, (), (0.0, 1e-9, 0.0, 0.0))
+        await bench.end(first)
+        second = await bench.place(turn("second", 14))
+        assert second.hit_tokens == 0
+        await bench.end(second)
+
+    on_a_bench(play, speeds=ClusterSpeeds(1e6, None), load_only_if_faster=True)
+
+
 # Reads on the decode side -----------------------------------------------------------------------
 
 
