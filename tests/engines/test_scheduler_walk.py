@@ -85,7 +85,7 @@ class Walk:
         self.bench.clock.now_s += self.rng.random()
         moves = [
             (6, self.submit),
-            (3, self.report),
+            (6, self.report),
             (3, self.end_prefill),
             (4, self.release),
             (3, self.finish),
@@ -484,7 +484,7 @@ def test_no_walk_through_the_scheduler_leaks_or_gets_stuck(first_seed: int, plan
         bench = await open_bench(pending_deadline_s=60, dram_slots=dram_slots, read_plan=plan)
         await add_prefill_node(bench)
         walk = Walk(bench, seed, dram_slots)
-        for _ in range(70):
+        for _ in range(80):
             await walk.step()
         await walk.end()
         figures = await bench.scheduler.figures()
