@@ -48,10 +48,11 @@ class TaskConfig:
 
     environment: str
     """How tasks are played where their file does not say. `word_problems`: problems in words, with a
-    calculator. `chain_arithmetic`: expressions for a tiny model, one operation a calculator call. `tool_use`:
-    a question, with the tools its line names. `module:Class`: your own."""
+    calculator. `chain_arithmetic`: expressions for a tiny model, one operation a calculator call. `coding`: a
+    small repository with a failing test, with bash and edit. `tool_use`: a question, with the tools its line
+    names. `skyrl_gym`: an environment of that package. `module:Class`: your own."""
     path: str | None
-    """A JSONL file of tasks. null: the bundled ones of `word_problems`, or generated ones for
+    """A JSONL file of tasks. null: the bundled ones of `word_problems` or `coding`, or generated ones for
     `chain_arithmetic`."""
     prompts_per_step: int
     """Tasks in one rollout step."""

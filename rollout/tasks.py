@@ -21,9 +21,13 @@ ENVIRONMENTS = {
     "word_problems": "rollout.word_problems:WordProblem",
     "chain_arithmetic": "rollout.chain_arithmetic:ChainArithmetic",
     "tool_use": "rollout.tool_use:ToolUse",
+    "coding": "rollout.coding:RepairTask",
+    "skyrl_gym": "rollout.skyrl_gym_environment:SkyRLGymTask",
 }
 """The bundled environments: name and class. Other names are `module:Class`."""
-_BUNDLED = {"word_problems": "arithmetic.jsonl"}
+_BUNDLED = {"word_problems": "arithmetic.jsonl", "coding": "coding.jsonl"}
+_NO_ANSWER = ("coding", "skyrl_gym")
+"""Environments that judge by something else: their lines need no answer, nor do those of `module:Class`."""
 
 
 _OWN_KEYS = ("id", "prompt", "answer", "environment")
@@ -116,11 +120,11 @@ def _parse(line: str, number: int, where: str, environment: str) -> Task:
         raise TaskFileError(
             f'{where}: "environment" {environment!r} is unknown; known ones: {known}, or module:Class'
         )
-    default_answer = None if environment in ENVIRONMENTS else ""
+    needs_answer = environment in ENVIRONMENTS and environment not in _NO_ANSWER
     return Task(
         task_id=_text(record, "id", where, default=f"line-{number}", number=True),
         prompt=_text(record, "prompt", where),
-        answer=_text(record, "answer", where, default=default_answer, number=True),
+        answer=_text(record, "answer", where, default=None if needs_answer else "", number=True),
         environment=environment,
         details={key: value for key, value in record.items() if key not in _OWN_KEYS},
     )

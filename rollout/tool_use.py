@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from rollout.calculator import calculator
-from rollout.environment import ToolError
-from rollout.tasks import Task
+from rollout.tasks import Task, TaskFileError
 from rollout.tool_task import ToolTask
 from rollout.tools.code import CodeTools
 from rollout.word_problems import is_same_answer
@@ -43,5 +42,7 @@ def _names(task: Task) -> list[str]:
     named = task.details.get("tools", ["calculator"])
     known = ("calculator", *_CODE_TOOLS)
     if not isinstance(named, list) or not all(name in known for name in named):
-        raise ToolError(f'"tools" of task {task.task_id} must be a list of {", ".join(known)}, got {named!r}')
+        raise TaskFileError(
+            f'"tools" of task {task.task_id} must be a list of {", ".join(known)}, got {named!r}'
+        )
     return named

@@ -25,6 +25,7 @@ ONLY_IN: dict[str, set[str]] = {
     "vllm": set(),
     "mooncake": {"kvstore/mooncake_store.py"},
     "hf3fs_fuse": {"kvstore/usrbio_files.py"},
+    "skyrl_gym": {"rollout/skyrl_gym_environment.py"},
 }
 PURE = (
     "engines/scheduling/*.py",
@@ -43,6 +44,10 @@ PURE = (
     "rollout/concurrency.py",
     "rollout/journal_record.py",
     "rollout/limits.py",
+    "rollout/tools/breaker.py",
+    "rollout/tools/calls.py",
+    "rollout/tools/figures.py",
+    "rollout/sandbox/seccomp.py",
     "rollout/metrics.py",
     "rollout/step_policy.py",
 )

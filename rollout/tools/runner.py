@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from rollout.environment import ToolError
+from rollout.own_thread import in_own_thread
 from rollout.tools.breaker import CircuitBreaker
 from rollout.tools.config import ToolsConfig
 from rollout.tools.figures import ToolFigures, ToolReport
@@ -117,36 +117,8 @@ class ToolRunner:
 async def _start(tool: Tool, given: dict[str, Any], places: asyncio.Semaphore) -> object:
     """Run the function, which has one of `places`; it is given back when the function ends."""
     if not inspect.iscoroutinefunction(tool.function):
-        return await _in_thread(tool, given, places)
+        return await in_own_thread(partial(tool.function, **given), on_end=places.release)
     try:
         return await tool.function(**given)
     finally:
         places.release()
-
-
-def _in_thread(tool: Tool, given: dict[str, Any], places: asyncio.Semaphore) -> asyncio.Future[object]:
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[object] = loop.create_future()
-
-    def finish(result: object, error: BaseException | None) -> None:
-        places.release()
-        if answer.done():  # nobody waits any more
-            return
-        if error is None:
-            answer.set_result(result)
-        elif isinstance(error, Exception) and not isinstance(error, StopIteration):
-            answer.set_exception(error)
-        else:  # what a future cannot carry
-            answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = tool.function(**given)
-        except BaseException as raised:  # noqa: BLE001 - it is told where the tool was called
-            error = raised
-        with suppress(RuntimeError):  # the loop may be closed by now
-            loop.call_soon_threadsafe(finish, result, error)
-
-    threading.Thread(target=work, name=f"tool {tool.name}", daemon=True).start()
-    return answer

@@ -12,7 +12,7 @@ import pytest
 from rollout.compose import load_config
 from rollout.environment import Environment, Message, Opening, Step, ToolError
 from rollout.environments import UnknownEnvironment, environment_class, make_environment, needs_sandbox
-from rollout.tasks import ENVIRONMENTS, Task
+from rollout.tasks import ENVIRONMENTS, Task, TaskFileError
 from rollout.tool_task import ToolTask
 from rollout.tools.runner import ToolRunner
 from rollout.workbench import Workbench
@@ -132,7 +132,7 @@ def test_a_question_of_a_task_file_names_its_tools_and_its_answer_is_judged() ->
     )
     assert told(steps[0]) == ["42", "42"]
     assert steps[1].reward == 1.0
-    with pytest.raises(ToolError, match="must be a list of calculator, python, bash, edit"):
+    with pytest.raises(TaskFileError, match="must be a list of calculator, python, bash, edit"):
         make_environment(replace(task, details={"tools": ["axe"]}), WORKBENCH)
 
 
