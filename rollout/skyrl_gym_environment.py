@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import skyrl_gym
+from skyrl_gym.envs.registration import EnvSpec
 
 from rollout.environment import Message, Opening, Step
 from rollout.own_thread import in_own_thread
@@ -32,7 +33,7 @@ class SkyRLGymTask:
     @staticmethod
     def needs_sandbox(task: Task) -> bool:
         """It brings its own tools, which we neither know nor hold; what its line names must be there."""
-        _env_class(task)
+        _spec(task)
         return False
 
     async def reset(self) -> Opening:
@@ -53,17 +54,20 @@ class SkyRLGymTask:
     def _make(self) -> Any:
         extras = {key: value for key, value in self._task.details.items() if key != "env_config"}
         env_config = self._task.details.get("env_config", {})
-        return skyrl_gym.make(_env_class(self._task), env_config=env_config, extras=extras)
+        return skyrl_gym.make(_spec(self._task), env_config=env_config, extras=extras)
 
 
-def _env_class(task: Task) -> str:
+def _spec(task: Task) -> EnvSpec:
+    """Of a registered environment, or of the class that the line names."""
     named = task.details.get("env_class")
-    known = sorted(skyrl_gym.registry)
-    if named not in known:
+    if isinstance(named, str) and ":" in named:
+        return EnvSpec(named, named)
+    if named not in skyrl_gym.registry:
+        known = ", ".join(sorted(skyrl_gym.registry))
         raise TaskFileError(
-            f'"env_class" of task {task.task_id} must be one of {", ".join(known)}, got {named!r}'
+            f'"env_class" of task {task.task_id} must be one of {known}, or module:Class, got {named!r}'
         )
-    return str(named)
+    return skyrl_gym.registry[named]
 
 
 def _messages(conversation: list[dict[str, str]]) -> tuple[Message, ...]:

@@ -47,7 +47,6 @@ PURE = (
     "rollout/tools/breaker.py",
     "rollout/tools/calls.py",
     "rollout/tools/figures.py",
-    "rollout/sandbox/seccomp.py",
     "rollout/metrics.py",
     "rollout/step_policy.py",
 )

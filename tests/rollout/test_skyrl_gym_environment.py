@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from rollout.tools.runner import ToolRunner
 from rollout.workbench import Workbench
 from tests.rollout.sandbox.limits import UNSAFE
 
-skyrl_gym = pytest.importorskip(
-    "skyrl_gym", reason="skyrl-gym is not installed (pip install 'dualpath-rollout[skyrl]')"
-)
+pytest.importorskip("skyrl_gym", reason="skyrl-gym is not installed (pip install 'dualpath-rollout[skyrl]')")
 
 
-class Guess(skyrl_gym.envs.base_text_env.BaseTextEnv):  # type: ignore[misc, name-defined]
+base_text_env = import_module("skyrl_gym.envs.base_text_env")
+
+
+class Guess(base_text_env.BaseTextEnv):  # type: ignore[misc, name-defined]
     """A number, guessed with hints; as a user of skyrl-gym would write it."""
 
     closed = 0
@@ -76,13 +78,10 @@ def test_an_environment_of_several_turns_goes_on_until_it_says_done() -> None:
 
 
 def test_a_users_own_environment_gets_its_config_and_is_closed() -> None:
-    skyrl_gym.register(id="guess", entry_point=Guess)
-    try:
-        task = task_of("guess", reward_spec={"ground_truth": 40}, env_config={"offset": 2})
-        closed = Guess.closed
-        opening, steps = play(task, "50", "42")
-    finally:
-        skyrl_gym.deregister("guess")
+    own = f"{__name__}:Guess"
+    task = task_of(own, reward_spec={"ground_truth": 40}, env_config={"offset": 2})
+    closed = Guess.closed
+    opening, steps = play(task, "50", "42")
     assert opening == (Message("system", "Guess."), Message("user", "?"))
     assert steps == [
         Step(reply=(Message("user", "less"),), reward=-0.5, done=False),
@@ -93,5 +92,5 @@ def test_a_users_own_environment_gets_its_config_and_is_closed() -> None:
 
 def test_an_environment_that_is_not_registered_is_named_with_those_that_are() -> None:
     assert not needs_sandbox(task_of("gsm8k"))
-    with pytest.raises(TaskFileError, match=r"must be one of aime, gsm8k, .*, got 'chess'"):
+    with pytest.raises(TaskFileError, match=r"must be one of aime, gsm8k, .*, or module:Class, got 'chess'"):
         needs_sandbox(task_of("chess"))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -188,3 +189,15 @@ def test_a_machine_whose_system_calls_are_not_known_has_no_filter() -> None:
         program = seccomp.program(machine)
         assert program is not None
         assert len(program) % 8 == 0
+
+
+def test_a_sandbox_belongs_to_the_event_loop_of_any_thread(config: SandboxConfig) -> None:
+    said: list[str] = []
+
+    async def act(sandbox: Sandbox) -> None:
+        said.append((await sandbox.run(["echo", "here"])).output)
+
+    thread = threading.Thread(target=within, args=(config, act))
+    thread.start()
+    thread.join(DEADLINE_S)
+    assert said == ["here\n"]
