@@ -51,7 +51,7 @@ def twin_agents(plan: ReplayPlan) -> list[SimAgent]:
     known: dict[str, SimRounds] = {}
     for task in plan.tasks:
         if task.task_id not in known:
-            known[task.task_id] = _columns(task.session, plan.config.tool_wait_scale)
+            known[task.task_id] = columns(task.session, plan.config.tool_wait_scale)
     return [
         SimAgent(
             agent_id=f"{task.task_id}/{number}",
@@ -63,7 +63,8 @@ def twin_agents(plan: ReplayPlan) -> list[SimAgent]:
     ]
 
 
-def _columns(session: Session, tool_wait_scale: float) -> SimRounds:
+def columns(session: Session, tool_wait_scale: float) -> SimRounds:
+    """A session's rounds, counted; recorded waits times `tool_wait_scale`."""
     rounds = session.rounds
     keep = [KEEP_ALL if each.keep_tokens is None else each.keep_tokens for each in rounds]
     return SimRounds(
