@@ -33,6 +33,10 @@ class TransportConfig:
         if self.kind not in get_args(TransportKind):
             kinds = ", ".join(get_args(TransportKind))
             raise ValueError(f"transport.kind must be one of {kinds}; got {self.kind!r}")
+        for name, least in (("device_port", 1), ("gid_index", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"transport.{name} must be >= {least} or null, got {value}")
         unspecified = not self.listen
         with suppress(ValueError):  # a name: what it means is known where a node listens
             unspecified = unspecified or ipaddress.ip_address(self.listen).is_unspecified

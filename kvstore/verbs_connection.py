@@ -47,6 +47,7 @@ class VerbsConnection:
 
     def __init__(self, control: TcpChannel, pair: QueuePair, peer: Answer, max_pieces: int) -> None:
         self.fenced = True
+        self._was_shut = False
         self._control = control
         self._pair = pair
         self._shape = RequestShape(max_pieces, BATCH)
@@ -70,6 +71,7 @@ class VerbsConnection:
         return self._control.is_quiet()
 
     def shut(self) -> None:
+        self._was_shut = True
         self._control.shut()
 
     def close(self) -> None:
@@ -93,8 +95,8 @@ class VerbsConnection:
             self._control.receive([memoryview(answer)], end_s)
         except ChannelLateError:
             return False
-        except ChannelError:  # its process is gone, and its queue pairs with it
-            return True
+        except ChannelError:  # unless this process ended it: the peer's is gone, and its queue pairs with it
+            return not self._was_shut
         return answer == FENCE
 
 

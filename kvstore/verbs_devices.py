@@ -117,8 +117,10 @@ def _choose_gid(port: VerbsPort, gid_index: int | None) -> PortGid | None:
 
 
 def _rank(gid: PortGid) -> tuple[bool, bool, bool]:
-    """Less is better; of equals the first."""
-    return (gid.kind == "RoCE v1", gid.kind == "RoCE v2" and gid.ipv4 is None, gid.is_link_local)
+    """Less is better; of equals the first. All GIDs of InfiniBand are alike."""
+    if gid.kind == "IB":
+        return (False, False, False)
+    return (gid.kind != "RoCE v2", gid.ipv4 is None, gid.is_link_local)
 
 
 def _named(ports: Sequence[VerbsPort]) -> str:

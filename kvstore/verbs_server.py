@@ -77,7 +77,13 @@ class VerbsServer:
         self._device.close()
 
     def _serve(self, channel: TcpChannel) -> None:
-        """One queue pair from its first day to its last."""
+        """One connection from its first byte to its last, on a thread of its own."""
+        try:
+            self._serve_pair(channel)
+        except VerbsError as error:  # the client is not told that its queue pair is closed
+            logger.warning("a queue pair of %s did not end as it should: %s", self.address, error)
+
+    def _serve_pair(self, channel: TcpChannel) -> None:
         pair: QueuePair | None = None
 
         def judge(wish: bytes) -> bytes:
@@ -98,8 +104,9 @@ class VerbsServer:
 
         try:
             self._listener.admit(channel, VERBS_DIALECT, judge)
-            if pair is not None:
-                channel.wait_for_bytes()
+            if pair is None:
+                return
+            channel.wait_for_bytes()
         finally:
             if pair is not None:
                 pair.close()

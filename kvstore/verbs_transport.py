@@ -86,8 +86,8 @@ class VerbsTransport:
             return
         connection: VerbsConnection | None = None
         try:
-            pieces = self._rows.pieces(full)
             with self._connections.lend(region, traffic_class, end_s) as connection:
+                pieces = self._rows.pieces(full)
                 connection.move(opcode, pieces, end_s)
         except (ChannelError, VerbsError) as error:
             reason = self._reason(error, region, sum(map(len, lists)), deadline_s)

@@ -1,5 +1,7 @@
 """What the transport may be told."""
 
+from dataclasses import replace
+
 import pytest
 
 from kvstore.transport_config import TransportConfig
@@ -20,3 +22,9 @@ def test_every_address_at_once_may_not(listen):
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match=r"kind must be one of auto, shm, tcp, verbs; got 'pigeon'"):
         TransportConfig("pigeon", "127.0.0.1", None, None, None)
+
+
+@pytest.mark.parametrize(("name", "value"), [("device_port", 0), ("gid_index", -1)])
+def test_numbers_of_an_rdma_port_have_bounds(name, value):
+    with pytest.raises(ValueError, match=rf"transport\.{name} must be >= .* got {value}"):
+        replace(TransportConfig("verbs", "127.0.0.1", None, None, None), **{name: value})

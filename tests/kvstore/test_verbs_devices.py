@@ -32,6 +32,7 @@ def choose(*ports, device=None, number=None, gid_index=None):
         ((LOCAL_1, LOCAL_2, IPV6_2), IPV6_2),
         ((LOCAL_1, LOCAL_2), LOCAL_2),
         ((LOCAL_1, IPV4_1), IPV4_1),
+        ((IPV4_1, IPV6_2), IPV6_2),
         ((INFINIBAND,), INFINIBAND),
     ],
 )
