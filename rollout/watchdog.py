@@ -13,6 +13,7 @@ import faulthandler
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TextIO
@@ -67,14 +68,12 @@ class LoopAlarm:
     """Writes this process's threads to a file when nobody has put it off for `stall_s`."""
 
     def __init__(self, path: Path, stall_s: float) -> None:
-        """A file that cannot be opened is done without."""
+        """A file that cannot be opened, as its folder is another host's, is done without."""
         self._stall_s = stall_s
         self._path = path
         self._file: TextIO | None = None
-        try:
+        with suppress(OSError):
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            logger.warning("stalls of this process will not be written down: %s", error)
 
     def put_off(self) -> None:
         """The event loop is alive."""
@@ -148,6 +147,7 @@ class Watchdog:
         parts = [f"=== {time.strftime('%H:%M:%S')}: nothing has moved for {still_s:.0f} s: {waiting}\n"]
         parts += [f"--- {name}\n{text}\n" for name, text in (await self._watched.stacks()).items()]
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write("\n".join(parts))
         except OSError as error:
