@@ -83,6 +83,7 @@ class DecodeEngine(Engine):
     ) -> None:
         """Join the cluster and begin to serve. `reserve` is this engine's own, for persisting."""
         self._map(staging)
+        self._traffic.rows.keep([self._kv])
         self._copier = self._open_copier("copy-in")
         self._persistence = Persistence(
             self._traffic,

@@ -135,6 +135,7 @@ class PrefillFeed:
         """Per load: seconds the compute waited for it, and seconds it fetched from another node."""
         self._stalls: list[tuple[torch.cuda.Event, torch.cuda.Event, float]] = []
         """On a GPU, the same as events at both ends of the wait."""
+        traffic.rows.keep(buffers)
         # The compute stream zeroes the buffers, and may still be at work for whoever had their memory before.
         self._loads[0] = self._thread.submit(self._load, 0, self._compute_event())
 
@@ -163,6 +164,7 @@ class PrefillFeed:
         finally:
             self.send_wait_s = time.monotonic() - started_s
             self._thread.shutdown(cancel_futures=True)
+            self._traffic.rows.let_go(self._buffers)
 
     def new_checksums(self, index: int) -> list[bytes]:
         """Of the blocks that this batch computed for a row, by decode slot: their layer sums."""

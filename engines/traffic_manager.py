@@ -22,6 +22,7 @@ from engines.engine_nics import EngineNics
 from engines.loopback import Loopback
 from engines.model.runner import ModelRunner
 from engines.remote_blocks import RemoteBlocks
+from engines.tensor_rows import TensorRows
 from kvstore.checksum import Sums, checksum, checksums
 from kvstore.errors import TransferError
 from kvstore.limited_transport import LimitedTransport
@@ -52,16 +53,18 @@ class TrafficManager:
         dtype: torch.dtype,
         device: torch.device,
         nics: EngineNics | None = None,
-        loopback: Loopback | None = None,
+        own_region: RegionHandle | None = None,
     ) -> None:
         """`nics`: those of limited rate that the bytes pass; `transport` knows them. None: no limit.
 
-        `loopback`: how host-device copies are made; None: by the device's copy engines.
+        `own_region`: the node's memory as peers reach it, if host-device copies go that way too; None: the
+        device's copy engines make them.
         """
         self.staging = staging
         self.ledger = TrafficLedger()
         self._nics = nics
-        self._loopback = loopback
+        self.rows = TensorRows()
+        self._loopback = None if own_region is None else Loopback(transport, own_region, self.rows)
         self._transport = transport
         self._layout = staging.layout
         # The layout works them out each time, and they are asked for many times a layer.
@@ -149,7 +152,8 @@ class TrafficManager:
         sums = checksums(memory, range(0, num_whole * step, step), step)
         if num_whole < len(theirs):
             sums = np.append(sums, np.uint32(checksum(memory[num_whole * step :])))
-        return TransferList(memory, starts, self._places(theirs, layer), sizes), sums
+        row, first = self.rows.place(source)
+        return TransferList(row, first + starts, self._places(theirs, layer), sizes), sums
 
     def send(self, region: RegionHandle, lists: Sequence[TransferList], deadline_s: float) -> None:
         """Write the lists' bytes into another node's staging memory."""
@@ -167,7 +171,9 @@ class TrafficManager:
         hit = destination[: remote.runs[-1].stop * self._layout.block_tokens]
         host = hit if on_cpu else torch.empty_like(hit, device="cpu", pin_memory=True)
         memory = host.view(torch.uint8).view(-1).numpy()
-        moves = TransferList.equal(memory, remote.blocks * step, self._places(remote.slots, layer), step)
+        row, first = self.rows.place(host)
+        to, places = first + remote.blocks * step, self._places(remote.slots, layer)
+        moves = TransferList.equal(row, to, places, step)
         self._transport.read(remote.region, [moves], TrafficClass.KV, deadline_s)
         self._count(Hop.ENGINE_TO_ENGINE, moves.nbytes)
         for run, expected in zip(remote.runs, remote.run_checksums[:, layer].tolist(), strict=True):
@@ -257,8 +263,8 @@ def open_traffic_manager(
     """
     if nics is not None:
         transport = LimitedTransport(transport, nics.own, nics.peers)
-    loopback = None if own_region is None else Loopback(transport, own_region)
-    return manager(StagingMemory.attach(staging), transport, runner.dtype, runner.device, nics, loopback)
+    memory = StagingMemory.attach(staging)
+    return manager(memory, transport, runner.dtype, runner.device, nics, own_region)
 
 
 def _pin(staging: StagingMemory, device: torch.device) -> bool:

@@ -62,8 +62,8 @@ class KeyedListener:
         with self._lock:
             self._strangers.pop(channel, None)
 
-    def close(self) -> None:
-        """End all connections, and return when their threads have ended. Idempotent."""
+    def close(self) -> bool:
+        """End all connections, and wait for their threads; have they all ended? Idempotent."""
         with self._lock:
             self._closed.set()
             threads = dict(self._threads)
@@ -75,6 +75,7 @@ class KeyedListener:
         end_s = time.monotonic() + _CLOSE_DEADLINE_S
         for thread in (self._accepting, *threads.values()):
             thread.join(max(0.0, end_s - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads.values())
 
     def _accept(self) -> None:
         while not self._closed.is_set():

@@ -36,4 +36,4 @@ class _Memory:
 
 def row_of(owner: HasAddress) -> Bytes:
     """All of `owner`'s memory, which lives as long as the row."""
-    return np.asarray(_Memory(owner))
+    return np.asarray(_Memory(owner)) if owner.nbytes() else np.empty(0, np.uint8)

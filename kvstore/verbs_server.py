@@ -54,9 +54,13 @@ class VerbsServer:
         self._classes = classes
         self._regions: dict[bytes, _Region] = {}
         self._lock = threading.Lock()
-        self._listener = KeyedListener(token, self._serve, listen=listen)
-        self.address = self._listener.address
         self._device = VerbsDevice(choice)
+        try:
+            self._listener = KeyedListener(token, self._serve, listen=listen)
+        except BaseException:
+            self._device.close()
+            raise
+        self.address = self._listener.address
         self._listener.start()
 
     def register(self, staging: StagingMemory) -> RegionHandle:
@@ -73,8 +77,10 @@ class VerbsServer:
     def close(self) -> None:
         with self._lock:
             self._regions.clear()
-        self._listener.close()
-        self._device.close()
+        if self._listener.close():
+            self._device.close()
+        else:
+            logger.warning("a connection to %s does not end; its device stays open", self.address)
 
     def _serve(self, channel: TcpChannel) -> None:
         """One connection from its first byte to its last, on a thread of its own."""

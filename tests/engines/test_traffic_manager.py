@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from engines.loopback import Loopback
 from engines.model.runner import BatchShape
 from engines.prefill_feed import FeedRow, PrefillFeed
 from engines.remote_blocks import RemoteBlocks
@@ -69,8 +68,8 @@ def test_whole_blocks_go_to_their_places_in_the_pool(traffic: TrafficManager, ow
 def looping(own: StagingMemory) -> Iterator[TrafficManager]:
     """As `traffic`, with host-device copies made over the transport."""
     with closing(SharedMemoryTransport()) as transport:
-        loopback = Loopback(transport, own.handle.region())
-        yield TrafficManager(own, transport, torch.uint8, torch.device("cpu"), loopback=loopback)
+        region = own.handle.region()
+        yield TrafficManager(own, transport, torch.uint8, torch.device("cpu"), own_region=region)
 
 
 def test_copies_by_loopback_put_the_same_bytes_in_the_same_places(
