@@ -29,7 +29,9 @@ class PrefillBatching:
         self._hbm_bytes = config.prefill_hbm_bytes
         self._kv_token_bytes = layout.full_block_bytes // layout.block_tokens
         self._is_layerwise = config.prefill_layerwise
-        self._estimates = PrefillEstimates(settings, layout.num_layers, runner.prefill_profile)
+        self._estimates = PrefillEstimates(
+            settings, layout.num_layers, runner.prefill_profile, in_lockstep=config.group_lockstep
+        )
         self._quota = self._estimates.quota(
             limit_tokens=config.prefill_batch_tokens,
             limit_kv_tokens=math.inf if self._is_layerwise else self._hbm_bytes // self._kv_token_bytes,

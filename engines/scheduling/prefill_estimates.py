@@ -32,10 +32,18 @@ class PrefillProfile:
 class PrefillEstimates:
     """One prefill engine's."""
 
-    def __init__(self, settings: SchedulingSettings, num_layers: int, profile: PrefillProfile | None) -> None:
-        """A runner that has a profile tells its attention time too."""
-        tells_attention = profile is not None
-        bounds_attention = settings.batching == "quota" or (settings.batching == "auto" and tells_attention)
+    def __init__(
+        self,
+        settings: SchedulingSettings,
+        num_layers: int,
+        profile: PrefillProfile | None,
+        *,
+        in_lockstep: bool,
+    ) -> None:
+        """A runner that has a profile tells its attention time too. `in_lockstep`: others of a group wait for
+        this engine's forwards."""
+        is_useful = profile is not None and in_lockstep
+        bounds_attention = settings.batching == "quota" or (settings.batching == "auto" and is_useful)
         time_scale = 1.0 if profile is None else profile.time_scale
         self._settings = settings
         self._num_layers = num_layers

@@ -48,8 +48,9 @@ class SchedulingSettings:
     """Fewest blocks that are worth a move."""
     batching: Literal["auto", "quota", "count"]
     """What bounds a prefill batch. `quota`: its predicted attention time. `count`: the number of its new
-    tokens alone. `auto`: the quota where the runner tells its attention time, else the count. The prompt that
-    meets the bound is cut."""
+    tokens alone. `auto`: the quota where engines of a group wait for one another
+    (engines.group_lockstep) and the runner tells its attention time, else the count. The prompt that meets
+    the bound is cut."""
     read_rate_memory_s: float
     """Seconds of reading at its usual rate after which a storage NIC's changed rate is known."""
     attention_quota_s: float

@@ -61,6 +61,7 @@ class PrefillPolicy:
             spec.scheduler,
             spec.profile.num_layers,
             PrefillProfile(self.times.attention_coefficients(), self.times.forward_coefficients(), 1.0),
+            in_lockstep=spec.cluster.prefill_ep_nodes > 0,
         )
         hbm_tokens = spec.cluster.prefill_hbm_bytes // spec.profile.token_bytes
         self._quota = self._estimates.quota(

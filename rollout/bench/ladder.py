@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _UNSCHEDULED = ("scheduler.placement=round_robin", "scheduler.batching=count")
-_SCHEDULED = ("scheduler.placement=least_loaded", "scheduler.batching=quota")
+_SCHEDULED = ("scheduler.placement=least_loaded", "scheduler.batching=auto")
 
 
 @dataclass(frozen=True, slots=True)

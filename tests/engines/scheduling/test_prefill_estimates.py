@@ -22,41 +22,53 @@ def bound_layers(estimates: PrefillEstimates) -> int:
 
 
 @pytest.mark.parametrize(
-    ("batching", "profile", "seconds"),
+    ("batching", "profile", "in_lockstep", "seconds"),
     [
-        ("quota", None, 0.3),
-        ("quota", PROFILE, 0.3),
-        ("count", PROFILE, math.inf),
-        ("auto", None, math.inf),
-        ("auto", PROFILE, 0.3),
+        ("quota", None, False, 0.3),
+        ("quota", PROFILE, True, 0.3),
+        ("count", PROFILE, True, math.inf),
+        ("auto", None, True, math.inf),
+        ("auto", PROFILE, False, math.inf),
+        ("auto", PROFILE, True, 0.3),
     ],
 )
-def test_the_quota_bounds_attention_where_it_is_asked_for_or_can_be_told(
-    batching: str, profile: PrefillProfile | None, seconds: float
+def test_the_quota_bounds_attention_where_it_is_asked_for_or_has_others_to_keep_even_with(
+    batching: str, profile: PrefillProfile | None, in_lockstep: bool, seconds: float
 ) -> None:
-    assert quota_s(PrefillEstimates(settings(batching=batching), LAYERS, profile)) == seconds
+    estimates = PrefillEstimates(settings(batching=batching), LAYERS, profile, in_lockstep=in_lockstep)
+    assert quota_s(estimates) == seconds
 
 
 def test_the_quota_is_meant_in_the_profiled_devices_seconds() -> None:
     hurried = PrefillProfile(PROFILE.layer_attention, PROFILE.forward, time_scale=10.0)
-    assert quota_s(PrefillEstimates(settings(), LAYERS, hurried)) == pytest.approx(0.03)
+    assert quota_s(PrefillEstimates(settings(), LAYERS, hurried, in_lockstep=True)) == pytest.approx(0.03)
 
 
 def test_the_quota_holds_for_a_layer_or_for_the_forward() -> None:
-    assert bound_layers(PrefillEstimates(settings(attention_quota_scope="layer"), LAYERS, PROFILE)) == 1
     assert (
-        bound_layers(PrefillEstimates(settings(attention_quota_scope="forward"), LAYERS, PROFILE)) == LAYERS
+        bound_layers(
+            PrefillEstimates(settings(attention_quota_scope="layer"), LAYERS, PROFILE, in_lockstep=True)
+        )
+        == 1
+    )
+    assert (
+        bound_layers(
+            PrefillEstimates(settings(attention_quota_scope="forward"), LAYERS, PROFILE, in_lockstep=True)
+        )
+        == LAYERS
     )
 
 
 def test_without_a_profile_the_configured_coefficients_count_for_every_layer() -> None:
-    estimates = PrefillEstimates(settings(estimate_coefficients=(1.0, 2.0, 3.0, 4.0)), LAYERS, None)
+    estimates = PrefillEstimates(
+        settings(estimate_coefficients=(1.0, 2.0, 3.0, 4.0)), LAYERS, None, in_lockstep=True
+    )
     assert estimates.layer_attention.coefficients == (1.0, 2.0, 3.0, 4.0)
     assert estimates.forward.coefficients == (4.0, 8.0, 12.0, 16.0)
 
 
 def test_a_machine_that_nobody_profiled_is_foreseen_from_its_first_forward_on() -> None:
-    estimates = PrefillEstimates(settings(), LAYERS, None)
+    estimates = PrefillEstimates(settings(), LAYERS, None, in_lockstep=True)
     work = PromptWork.of(1_000, 400)
     estimates.observe(work, forward_s=80.0, attention_s=None)
     assert estimates.forward.predict_s(work) == pytest.approx(80.0)
@@ -68,7 +80,7 @@ def test_a_machine_that_nobody_profiled_is_foreseen_from_its_first_forward_on() 
 def test_the_estimates_calibrate_themselves_and_report_their_error(slowness: float) -> None:
     # A machine a good deal faster or slower than what is configured, with a tenth of noise.
     numbers = random.Random(0)
-    estimates = PrefillEstimates(settings(), LAYERS, None)
+    estimates = PrefillEstimates(settings(), LAYERS, None, in_lockstep=True)
     assert (estimates.layer_attention.mape, estimates.forward.mape) == (0.0, 0.0)
     for _ in range(300):
         work = PromptWork.of(numbers.randrange(0, 30_000), numbers.randrange(64, 2_000))
@@ -83,7 +95,7 @@ def test_the_estimates_calibrate_themselves_and_report_their_error(slowness: flo
 
 
 def test_attention_is_learnt_apart_from_the_forward_where_it_is_told() -> None:
-    estimates = PrefillEstimates(settings(), LAYERS, PROFILE)
+    estimates = PrefillEstimates(settings(), LAYERS, PROFILE, in_lockstep=True)
     work = PromptWork.of(8_000, 400)
     for _ in range(50):
         estimates.observe(work, forward_s=0.02, attention_s=0.01)
