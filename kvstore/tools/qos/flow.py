@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import TracebackType
 
 import numpy as np
@@ -12,15 +13,17 @@ from kvstore.traffic import TrafficClass
 from kvstore.transport import RegionHandle, TransferList, Transport
 
 PIECE_BYTES = 64 << 10
-PIECES = 8
+PIECES = 4
 LIST_BYTES = PIECES * PIECE_BYTES
 DEADLINE_S = 60.0
+POLL_S = 0.02
 
 
 class Flow:
-    """Use as a context manager: it writes until the end. Each thread has a place of LIST_BYTES in the region.
+    """Use as a context manager: it has begun to move, and writes until the end.
 
-    With two threads there is always one whose writes wait for the link, so the flow has work all the time.
+    Each thread has a place of LIST_BYTES in the region. With two there is always one whose writes wait for
+    the link, so the flow has work all the time. Raises TransferError if nothing arrives.
     """
 
     def __init__(
@@ -45,6 +48,14 @@ class Flow:
     def __enter__(self) -> Flow:
         for thread in self._threads:
             thread.start()
+        ends = time.monotonic() + DEADLINE_S
+        while not self.num_written:
+            if self.failures or time.monotonic() > ends:
+                self._ending.set()
+                raise TransferError(
+                    f"{self._traffic_class.value} does not move: {self.failures or 'too slow'}"
+                )
+            time.sleep(POLL_S)
         return self
 
     def __exit__(

@@ -30,9 +30,11 @@ MODEL, KV = TrafficClass.MODEL, TrafficClass.KV
 SAME_MARKS = dict.fromkeys(CLASS_TABLE, CLASS_TABLE[KV])
 MODEL_THREADS = 2
 SETTLE_S = 1.0
-"""After a flow begins or ends: its queue pairs are being made, or its last packets wait in the link."""
+"""After a flow begins or ends: what it or others still have in the link's queues."""
 MODEL_SHARE_GOAL = 0.98
 RECOVERED_GOAL = 0.9
+LINK_USED_GOAL = 0.9
+"""Below it the processor was what is short, and the link had nothing to share."""
 DEVICES = Path("/sys/class/infiniband")
 
 
@@ -88,6 +90,7 @@ def measure(wire: Wire, phase_s: float) -> Findings:
         failures += kv.failures + model.failures
         dropped = sum(sent.dropped_packets for sent in link.sent().values())
     counted = {name: num - counted_before[name] for name, num in _counters(wire.sender).items()}
+    used = (beside.model + beside.kv) * 8 / wire.bits_per_s
     phases = {"before": before, "beside": beside, "after": after, "unmarked": unmarked}
     return Findings(
         [
@@ -100,6 +103,7 @@ def measure(wire: Wire, phase_s: float) -> Findings:
             ),
             Figure("qos/failed_transfers", len(failures), "transfers", 0, "lower"),
             Figure("qos/dropped_packets", dropped, "packets", 0, "lower"),
+            Figure("qos/link_used", round(used, 3), "of its rate, both classes", LINK_USED_GOAL),
             Figure("qos/model_share_unmarked", round(unmarked.model_share, 3), "of bytes, both marked as KV"),
         ],
         {

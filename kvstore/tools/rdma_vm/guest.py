@@ -25,7 +25,9 @@ from kvstore.tools.rdma_vm.image import Image
 
 PYVERBS_PATH = "/opt/pyverbs"
 POLL_S = 0.05
-CPUS = 2
+FAST = ("-accel", "tcg,thread=multi", "-smp", "2")
+STEADY = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=2")
+"""One processor of 250 million instructions a second, by the guest's clock."""
 CPU_MODEL = "Nehalem"
 """The newest that is emulated fast: a quarter of RDMA's rate is left where AVX is emulated too."""
 KERNEL_ARGUMENTS = "console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off nokaslr nowatchdog"
@@ -57,6 +59,8 @@ class GuestCommand:
     timeout_s: float
     """From now, booting included."""
     memory_mib: int
+    steady: bool = False
+    """Its clock counts its instructions: a busy host then slows its time and not its rates. Half as fast."""
     share: Path | None = None
     """The one folder whose files outlive the guest; at its own path there too."""
 
@@ -129,7 +133,8 @@ def _booted(image: Image, command: GuestCommand, run_folder: Path) -> Iterator[s
     arguments = [
         # The kernel kills it when this process is gone, however that was.
         *("setpriv", "--pdeathsig", "KILL", *image.emulator()),
-        *("-accel", "tcg,thread=multi", "-cpu", CPU_MODEL, "-machine", "q35", "-smp", str(CPUS)),
+        *(STEADY if command.steady else FAST),
+        *("-cpu", CPU_MODEL, "-machine", "q35"),
         *("-m", f"{command.memory_mib}M", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-serial", f"file:{run_folder}/console", "-kernel", f"{image.folder}/vmlinux"),
         *("-initrd", f"{image.folder}/initramfs", "-append", KERNEL_ARGUMENTS),

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.set_defaults(run=_run)
     runs.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds, booting included")
     runs.add_argument("--memory", type=int, default=3072, metavar="MIB", help="the guest's memory")
+    runs.add_argument("--steady", action="store_true", help="a busy host slows its clock, not its rates")
     runs.add_argument("--share", type=Path, metavar="DIR", help="what the command writes below DIR is kept")
     runs.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="also give it this")
     runs.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
@@ -85,7 +86,8 @@ def _run(options: argparse.Namespace) -> int:
         inherited_environment(options.env),
         options.timeout,
         options.memory,
-        share,
+        steady=options.steady,
+        share=share,
     )
     return run(build(_say), command, sys.stdout.buffer, sys.stderr.buffer)
 
