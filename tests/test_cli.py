@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rollout.__main__ import main
+
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "wandb")
 DEADLINE_S = 60
@@ -90,11 +92,14 @@ def test_cfg_prints_the_overridden_configuration(tmp_path):
         (["job=replay", "scheduler.decision_log=no/where"], ["scheduler.decision_log=no/where", "folder"]),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2_and_starts_nothing(arguments, words, tmp_path):
-    done = run_python("-m", "rollout", *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+def test_bad_input_is_one_line_and_exit_code_2_and_starts_nothing(
+    arguments, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
     assert line.startswith("rollout: error: ")
     for word in words:
         assert word in line

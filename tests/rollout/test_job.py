@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rollout.__main__ import main
 from rollout.records import read_trajectories
 from rollout.types import NO_VERSION
 from tests.rollout.wandb_file import read_wandb_file
@@ -91,11 +92,12 @@ def test_metrics_jsonl_and_wandb_hold_the_same_series(finished_run: Path) -> Non
     assert max(difference) < 1e-4
 
 
-def test_a_finished_run_is_not_overwritten_unless_told_to(finished_run: Path, tiny_model_dir: Path) -> None:
+def test_a_finished_run_is_not_overwritten_unless_told_to(
+    finished_run: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (finished_run / "summary.json").read_bytes()
-    refused = run(f"model.path={tiny_model_dir}", f"run_dir={finished_run}")
-    assert refused.returncode == 2
-    assert re.fullmatch(r"rollout: error: .*overwrite=true.*\n", refused.stderr)
+    assert main([*SMOKE, f"model.path={tiny_model_dir}", f"run_dir={finished_run}"]) == 2
+    assert re.fullmatch(r"rollout: error: .*overwrite=true.*\n", capsys.readouterr().err)
     assert (finished_run / "summary.json").read_bytes() == before
 
 
@@ -131,11 +133,10 @@ def bad_model(tmp_path: Path, good: Path, kind: str) -> Path:
     ],
 )
 def test_a_bad_model_folder_costs_one_line(
-    kind: str, said: str, tiny_model_dir: Path, tmp_path: Path
+    kind: str, said: str, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = bad_model(tmp_path, tiny_model_dir, kind)
-    done = run(f"model.path={folder}", f"run_dir={tmp_path / 'run'}", deadline_s=60)
-    assert_refused(done, said, tmp_path / "run")
+    assert_refused(capsys, said, tmp_path / "run", f"model.path={folder}")
 
 
 @pytest.mark.parametrize(
@@ -147,40 +148,38 @@ def test_a_bad_model_folder_costs_one_line(
     ],
 )
 def test_a_bad_task_file_costs_one_line(
-    text: str | None, said: str, tiny_model_dir: Path, tmp_path: Path
+    text: str | None, said: str, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tasks = tmp_path / "tasks.jsonl"
     if text is not None:
         tasks.write_text(text)
-    done = run(
-        f"model.path={tiny_model_dir}", f"task.path={tasks}", f"run_dir={tmp_path / 'run'}", deadline_s=60
-    )
-    assert_refused(done, said, tmp_path / "run")
+    overrides = (f"model.path={tiny_model_dir}", f"task.path={tasks}")
+    assert_refused(capsys, said, tmp_path / "run", *overrides)
 
 
-def test_more_engines_than_memory_allows_cost_one_line(tiny_model_dir: Path, tmp_path: Path) -> None:
-    done = run(
-        f"model.path={tiny_model_dir}",
-        "engines.decode_engines_per_node=100000",
-        f"run_dir={tmp_path / 'run'}",
-        deadline_s=60,
-    )
-    assert_refused(done, "need about", tmp_path / "run")
+def test_more_engines_than_memory_allows_cost_one_line(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = (f"model.path={tiny_model_dir}", "engines.decode_engines_per_node=100000")
+    assert_refused(capsys, "need about", tmp_path / "run", *overrides)
 
 
-def test_a_run_dir_that_cannot_be_made_costs_one_line(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_run_dir_that_cannot_be_made_costs_one_line(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("not a folder")
     run_dir = tmp_path / "file" / "run"
-    done = run(f"model.path={tiny_model_dir}", f"run_dir={run_dir}", deadline_s=60)
-    assert_refused(done, str(run_dir), run_dir)
+    assert_refused(capsys, str(run_dir), run_dir, f"model.path={tiny_model_dir}")
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], said: str, run_dir: Path) -> None:
+def assert_refused(capsys: pytest.CaptureFixture[str], said: str, run_dir: Path, *overrides: str) -> None:
     """Exit code 2, one line on stderr, nothing on stdout, nothing begun."""
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert re.fullmatch(r"rollout: error: [^\n]+\n", done.stderr), done.stderr
-    assert said in done.stderr
+    code = main([*SMOKE, f"run_dir={run_dir}", *overrides])
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert out == ""
+    assert re.fullmatch(r"rollout: error: [^\n]+\n", err), err
+    assert said in err
     assert not (run_dir / "config.yaml").exists()
 
 
@@ -266,7 +265,7 @@ def wait_for_line(stream: object, pattern: re.Pattern[str], deadline_s: float) -
 
 
 def test_a_killed_rollout_is_resumed_to_the_same_set_of_trajectories(
-    tiny_model_dir: Path, tmp_path: Path
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
     with job_under_way(tiny_model_dir, run_dir, num_prompts=30) as job:
@@ -282,9 +281,9 @@ def test_a_killed_rollout_is_resumed_to_the_same_set_of_trajectories(
     for trajectory in found:
         trajectory.segments[0].check()
         assert len(trajectory.turns) >= 1, trajectory
-    finished = run(f"resume={run_dir}", deadline_s=60)
-    assert finished.returncode == 2
-    assert re.fullmatch(r"rollout: error: [^\n]* that run has finished[^\n]*\n", finished.stderr)
+    assert main([*SMOKE, f"resume={run_dir}"]) == 2
+    line = capsys.readouterr().err
+    assert re.fullmatch(r"rollout: error: [^\n]* that run has finished[^\n]*\n", line)
 
 
 def test_a_resumed_job_goes_on_from_its_checkpoint(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -88,3 +88,13 @@ def test_a_context_that_no_buffer_holds_is_refused_with_both_sizes(
 ) -> None:
     (tmp_path / "trace.csv").write_text(GOOD)
     assert told in refused(capsys, tmp_path / "run", f"trace={tmp_path / 'trace.csv'}", override)
+
+
+def test_a_decision_log_that_is_there_is_not_overwritten_unless_told_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "decisions.jsonl"
+    log.write_text("from an earlier run")
+    told = refused(capsys, tmp_path / "run", f"scheduler.decision_log={log}")
+    assert "is there already; name another file, or overwrite=true" in told
+    assert log.read_text() == "from an earlier run"
