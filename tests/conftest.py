@@ -24,7 +24,7 @@ if not rdma_tests.in_guest():  # none of its tests needs this, and the import ta
     from hypothesis import settings
 
     # How long an example takes says how busy the machine is.
-    settings.register_profile("any-speed")
+    settings.register_profile("any-speed", deadline=None)
     settings.load_profile("any-speed")
 
 CHAT_TEMPLATE = (

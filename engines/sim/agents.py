@@ -40,6 +40,7 @@ class AgentState:
         "start_s",
         "stored_blocks",
         "stored_s",
+        "waits",
     )
 
     def __init__(self, index: int, agent: SimAgent, columns: _Columns, block_tokens: int) -> None:
@@ -53,6 +54,8 @@ class AgentState:
         self.stored_blocks = (agent.history_tokens + agent.shared_tokens) // block_tokens
         """Leading blocks of its context, or of its first prompt, that are in the store by `stored_s`."""
         self.stored_s = 0.0
+        self.waits = False
+        """Whether its tools work."""
         self.remaining_tokens = columns.total_tokens
         """That it will still append and generate, the running turn's included."""
 
@@ -62,6 +65,14 @@ class AgentsCluster(Protocol):
 
     def submit(self, agent: AgentState, turn: SimTurn) -> None:
         """Serve a turn, then tell SimAgents.answered."""
+        ...
+
+    def begin_wait(self, agent: AgentState) -> None:
+        """The agent's tools work; its next turn comes later."""
+        ...
+
+    def end_wait(self, agent: AgentState) -> None:
+        """They are done."""
         ...
 
     def cut(self, agent: AgentState, blocks: int) -> None:
@@ -110,6 +121,9 @@ class SimAgents:
         if state.next_round == len(columns.append):
             state.end_s = now_s
         else:
+            state.waits = wait_s > 0
+            if state.waits:
+                self._cluster.begin_wait(state)
             self._events.at(now_s + wait_s, self._begin_round, state)
 
     def _begin_round(self, state: AgentState) -> None:
@@ -117,6 +131,9 @@ class SimAgents:
         keep, context = columns.keep[number], state.context_tokens
         kept = context if keep == KEEP_ALL else min(keep, context)
         prompt_tokens = kept + columns.append[number]
+        if state.waits:
+            state.waits = False
+            self._cluster.end_wait(state)
         if kept < context:
             self._cluster.cut(state, kept // self._block_tokens)
         # What is shared beforehand lies in the first round's append, behind what is kept.

@@ -14,6 +14,7 @@ class KeptBlocks:
     def __init__(self, max_blocks: int) -> None:
         self._max_blocks = max_blocks
         self._kept: OrderedDict[int, int] = OrderedDict()
+        self._held: dict[int, int] = {}
         self.num_blocks = 0
 
     def of(self, agent: int) -> int:
@@ -29,7 +30,7 @@ class KeptBlocks:
         self._kept[agent] = kept
         self.num_blocks += kept - before
         while self.num_blocks > self._max_blocks:
-            oldest, there = next(iter(self._kept.items()))
+            oldest, there = self._next_to_go()
             gone = min(there, self.num_blocks - self._max_blocks)
             self.num_blocks -= gone
             if gone == there:
@@ -46,3 +47,21 @@ class KeptBlocks:
                 self._kept[agent] = blocks
             else:
                 del self._kept[agent]
+
+    @property
+    def num_holdable(self) -> int:
+        """Blocks that could be held beside those that are."""
+        return self._max_blocks - sum(self._held.values())
+
+    def hold(self, agent: int, blocks: int) -> None:
+        """The agent's next turn will want its first `blocks`: they stay rather than others'."""
+        self._held[agent] = blocks
+
+    def let_go(self, agent: int) -> None:
+        """What `hold` began is over."""
+        self._held.pop(agent, None)
+
+    def _next_to_go(self) -> tuple[int, int]:
+        """An agent whose blocks nobody waits for, if there is one, and how many are kept of it."""
+        others = ((agent, there) for agent, there in self._kept.items() if agent not in self._held)
+        return next(others, None) or next(iter(self._kept.items()))

@@ -47,7 +47,8 @@ class SimReadMover:
         self._looked_s[node_id] = now_s
         ahead_bytes = snic.ahead_bytes
         for read in list(snic.queued):
-            self._consider(snic, read.turn, read.blocks, ahead_bytes, now_s)
+            if read.turn is not None:
+                self._consider(snic, read.turn, read.blocks, ahead_bytes, now_s)
             ahead_bytes += read.blocks * self._spec.block_bytes
 
     def _consider(self, snic: SimSnic, turn: SimTurn, blocks: int, ahead_bytes: float, now_s: float) -> None:

@@ -23,6 +23,7 @@ from engines.sim.decode_group import DecodeGpu
 from engines.sim.events import Events
 from engines.sim.kept_blocks import KeptBlocks
 from engines.sim.nodes import SimNode
+from engines.sim.prefetcher import SimPrefetcher
 from engines.sim.prefill_group import PrefillGpu
 from engines.sim.read_mover import SimReadMover
 from engines.sim.snic import Read, SimSnic
@@ -87,6 +88,8 @@ class SimScheduler:
         self._last_fetch_s = -sys.float_info.max
         self._fetch_is_set = False
         self._uses_estimates = settings.order != "fifo"
+        num_ahead = settings.prefetch_blocks if settings.prefetch and not spec.oracle else 0
+        self.ahead = SimPrefetcher(num_ahead, self.placement, self._snics, self.kept, self._slot_queue)
         self.mover = SimReadMover(spec, self.placement, self._snics, self._slot_queue)
 
     def _join(self, parts: SimParts) -> None:
@@ -110,6 +113,7 @@ class SimScheduler:
         if self._uses_estimates:
             work = PromptWork.of(hit_tokens, turn.prompt_tokens - hit_tokens)
             estimate_s = self._times.predict_s(work)
+        memory_node, num_kept = self.ahead.best_memory(turn.agent, turn.hit_blocks)
         self._waiting[turn.request_id] = turn
         self.placement.submit(
             QueuedTurn(
@@ -120,14 +124,19 @@ class SimScheduler:
                 output_tokens=turn.output_tokens,
                 estimate_s=estimate_s,
                 remaining_tokens=remaining_tokens,
+                memory_node=memory_node,
+                memory_tokens=num_kept * self._spec.block_tokens,
                 trajectory_group=group,
             )
         )
         self._fetch_soon()
 
     def read(self, snic: SimSnic, read: Read) -> None:
-        """A storage NIC has read a turn's blocks."""
+        """A storage NIC has read blocks, a turn's or ahead."""
         node_id = snic.node.node_id
+        if read.turn is None:
+            self.ahead.read(node_id)
+            return
         self.placement.report_reads(node_id, snic.num_finished * self._spec.block_tokens)
         read.turn.reads_left -= 1
         if not read.turn.reads_left:
@@ -135,6 +144,8 @@ class SimScheduler:
             self._all_read(read.turn)
         self.mover.report(snic, self._events.now_s)
         self._fetch_soon()
+        if self.ahead.is_on and snic.is_idle and node_id in self.kept:
+            self.ahead.go_on(node_id)
 
     def prefilled(self, turn: SimTurn) -> None:
         """The prompt is computed, and all of it is on the decode side."""

@@ -31,6 +31,7 @@ def simulate(spec: SimSpec, agents: Sequence[SimAgent]) -> SimResult:
     start_s = np.array([state.start_s for state in states])
     finished = ~np.isnan(end_s)
     links = link_loads(cluster)
+    ahead_bytes = sum(snic.ahead_bytes_read for snic in cluster.snics)
     read_bytes = {load.link: load.total_bytes for load in links}
     return SimResult(
         jct_s=float(end_s[finished].max() - start_s.min()) if finished.any() else math.nan,
@@ -43,9 +44,10 @@ def simulate(spec: SimSpec, agents: Sequence[SimAgent]) -> SimResult:
         snic=cluster.windows.use(),
         links=links,
         read_bytes={
-            "prefill_side": read_bytes["prefill SNIC"],
+            "prefill_side": read_bytes["prefill SNIC"] - ahead_bytes,
             "decode_side": read_bytes["decode SNIC"],
             "dram": cluster.dram_bytes,
+            "ahead": ahead_bytes,
         },
         written_bytes=read_bytes["prefill SNIC writes"] + read_bytes["decode SNIC writes"],
         forwards=cluster.forwards.table(),

@@ -62,6 +62,7 @@ class SimulatedCluster:
             SimSnic(node, self.events, transfers, self.windows, spec.block_bytes, self._block_read)
             for node in self.nodes
         ]
+        self.snics = snics
         self._snics = {node.index: snic for node, snic in zip(self.nodes, snics, strict=True)}
         self.scheduler = SimScheduler(
             spec,
@@ -84,6 +85,18 @@ class SimulatedCluster:
 
     def submit(self, agent: AgentState, turn: SimTurn) -> None:
         self.scheduler.submit(turn, remaining_tokens=agent.remaining_tokens, group=agent.group)
+
+    def begin_wait(self, agent: AgentState) -> None:
+        if self.scheduler.ahead.is_on:
+            self.events.at(max(agent.stored_s, self.events.now_s), self._read_ahead, agent)
+
+    def end_wait(self, agent: AgentState) -> None:
+        self.scheduler.ahead.end(agent.index)
+
+    def _read_ahead(self, agent: AgentState) -> None:
+        """Its context is stored by now; unless its next turn has begun."""
+        if agent.waits:
+            self.scheduler.ahead.begin(agent.index, agent.stored_blocks)
 
     def cut(self, agent: AgentState, blocks: int) -> None:
         self.scheduler.cut(agent.index, blocks)
@@ -127,7 +140,7 @@ class SimulatedCluster:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """A simulation makes no cycles, and looking for them takes a fifth of its time."""
+    """A simulation makes no cycles that need collecting; looking for them takes time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -19,9 +19,9 @@ from engines.sim.turn import SimTurn
 
 @dataclass(slots=True, eq=False)
 class Read:
-    """Blocks of one turn."""
+    """Blocks of one turn; or of a context that is read ahead, while its agent waits."""
 
-    turn: SimTurn
+    turn: SimTurn | None
     blocks: int
 
 
@@ -51,12 +51,22 @@ class SimSnic:
         self._num_read = 0
         self._num_given_up = 0
         self._written_s = 0.0
+        self.ahead_bytes_read = 0
 
-    def read(self, turn: SimTurn, blocks: int) -> None:
+    def read(self, turn: SimTurn | None, blocks: int) -> None:
         """After all that were asked for before."""
         self.queued.append(Read(turn, blocks))
         if self._current is None:
             self._next()
+
+    def read_ahead(self, blocks: int) -> None:
+        """These are no turn's; they count in no queue. Only while the NIC is idle."""
+        self.ahead_bytes_read += blocks * self._block_bytes
+        self.read(None, blocks)
+
+    @property
+    def is_idle(self) -> bool:
+        return self._current is None
 
     def skip(self, blocks: int) -> None:
         """These need not be read: they count as finished."""
@@ -75,7 +85,7 @@ class SimSnic:
     def num_finished(self) -> int:
         """Blocks read or given up so far, those of the read in progress as far as it should have come."""
         done = self._num_read + self._num_given_up
-        if self._current is None:
+        if self._current is None or self._current.turn is None:
             return done
         nbytes = (self._events.now_s - self._began_s) * self.node.snic_in.bytes_per_s
         return done + int(min(nbytes // self._block_bytes, self._current.blocks - 1))
@@ -107,7 +117,7 @@ class SimSnic:
         self._transfers.carry(self._links, nbytes, self._ended, self._current)
 
     def _ended(self, read: Read) -> None:
-        self._num_read += read.blocks
+        self._num_read += read.blocks if read.turn is not None else 0
         nbytes = read.blocks * self._block_bytes
         self._windows.read(self.node.index, self._began_s, self._events.now_s, nbytes)
         self._next()

@@ -97,8 +97,8 @@ class SimSpec:
     def __post_init__(self) -> None:
         require_at_least(self, 1, "block_tokens", "prefill_batch_tokens", "prefill_load_limit_tokens")
         require_at_least(self, 0, "burst_linger_s")
-        if self.scheduler.prefetch:
-            raise ValueError("a simulation reads nothing ahead; set scheduler.prefetch=false")
+        if self.scheduler.prefetch and not self.cluster.dram_bytes:
+            raise ValueError("scheduler.prefetch reads ahead into memory: it needs dram_bytes above 0")
         if self.horizon_s is not None:
             require_above(self, 0, "horizon_s")
 

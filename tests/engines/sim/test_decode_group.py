@@ -67,7 +67,7 @@ def in_closed_form(rows: list[tuple[int, int, int]]) -> list[float]:
     return end_s
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(ROW, min_size=1, max_size=8))
 def test_rows_end_when_they_would_step_by_step(rows: list[tuple[int, int, int]]) -> None:
     prompts, outputs, starts = zip(*rows, strict=True)

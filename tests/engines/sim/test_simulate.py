@@ -65,7 +65,7 @@ def test_hits_read_on_the_decode_side_pass_each_compute_nic_once() -> None:
     pace_s = max(LOAD_S, LAYER_S)
     forward_s = LOAD_S + LAYER_S + (LAYERS - 1) * pace_s + MISS_SEND_S
     assert result.jct_s == pytest.approx(READ_S + forward_s + COPY_S + DECODE_S)
-    assert result.read_bytes == {"prefill_side": 0, "decode_side": HIT // BLOCK * BLOCK_BYTES, "dram": 0}
+    assert result.read_bytes["decode_side"] == sum(result.read_bytes.values()) == HIT // BLOCK * BLOCK_BYTES
 
 
 def test_without_layerwise_prefill_nothing_overlaps() -> None:
@@ -191,6 +191,25 @@ def test_kept_blocks_are_not_read_again() -> None:
     assert sum(kept.read_bytes.values()) == sum(plain.read_bytes.values())
     assert kept.read_bytes["dram"] > kept.read_bytes["prefill_side"] > 0
     assert kept.jct_s < plain.jct_s
+
+
+def test_contexts_are_read_ahead_while_agents_wait_for_tools() -> None:
+    memory = cluster(dram_bytes=1000 * BLOCK_BYTES)
+    load = agents(2, rounds(*[(NEW, OUTPUT)] * 3, wait_s=10.0), history_tokens=HIT)
+    plain = run(spec(memory), load)
+    ahead = run(spec(memory, scheduler(prefetch=True, prefetch_blocks=4)), load)
+    # A first turn reads its history; after that all that was made meanwhile is there before it is asked for.
+    assert (
+        ahead.read_bytes["prefill_side"] == 2 * HIT // BLOCK * BLOCK_BYTES < plain.read_bytes["prefill_side"]
+    )
+    assert ahead.read_bytes["ahead"] == plain.read_bytes["prefill_side"] - ahead.read_bytes["prefill_side"]
+    assert ahead.turns.ttft_s[1::3].max() < plain.turns.ttft_s[1::3].min()
+    assert ahead.jct_s < plain.jct_s
+
+
+def test_reading_ahead_without_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs dram_bytes"):
+        spec(of_scheduler=scheduler(prefetch=True))
 
 
 def test_loads_that_take_longer_than_computing_are_left_out_where_that_is_set() -> None:
