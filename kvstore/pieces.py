@@ -3,8 +3,8 @@
 Decides how a list is cut into portions, so that whoever has a deadline can look at the clock between them.
 Small pieces of equal size are elements of a view whose element is as large as a piece and begins at every
 byte, so numpy gathers and scatters them, through a copy of its own; it lets go of the GIL meanwhile. Large
-ones go one by one, at once, which costs less than that copy. There the GIL is kept for a portion: who gives
-it away for every piece waits for other threads to give it back, each time far longer than a piece takes.
+ones go one by one, at once, which costs less than that copy. There the GIL is kept for a piece: who gives it
+away for every few microseconds waits each time for other threads to give it back, far longer than that.
 
     offsets, sizes   int64 [pieces], in bytes
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,10 @@ import numpy.typing as npt
 from kvstore.transport import Bytes, Offsets
 
 PORTION_BYTES = 256 << 10
-"""What is copied at once: it stays in the cache between gathering and scattering."""
-ONE_BY_ONE_BYTES = 16 << 10
+"""Of small pieces, what is copied at once: it stays in the cache between gathering and scattering."""
+LARGE_BYTES = 16 << 10
 """A piece of this size or more is copied by itself."""
+_LARGE_PORTION_BYTES = 1 << 20
 
 
 def copy_pieces(
@@ -35,14 +37,10 @@ def copy_pieces(
     num_done = 0
     for nbytes, members in _by_size(sizes):
         to, start = to_offsets[members], from_offsets[members]
-        step = max(1, PORTION_BYTES // max(nbytes, 1))
-        for first in range(0, len(to), step):
-            yield num_done
-            if nbytes:
-                _copy_equal(
-                    destination, to[first : first + step], source, start[first : first + step], nbytes
-                )
-            num_done += len(to[first : first + step])
+        copying = _copy_large if nbytes >= LARGE_BYTES else _copy_small
+        for num_copied in copying(destination, to, source, start, nbytes):
+            yield num_done + num_copied
+        num_done += len(to)
 
 
 def copy_all(
@@ -73,14 +71,35 @@ def _by_size(sizes: Offsets) -> Iterator[tuple[int, slice | Offsets]]:
         yield int(nbytes), np.flatnonzero(sizes == nbytes)
 
 
+def _copy_large(destination: Bytes, to: Offsets, source: Bytes, start: Offsets, nbytes: int) -> Iterator[int]:
+    """Yields, before each portion, how many pieces are done."""
+    # From front to back: entries of the page table that lie side by side come in one look at memory.
+    order = np.argsort(to)
+    ends = zip(to[order].tolist(), start[order].tolist(), strict=True)
+    # Arrays let go of the GIL, and for as long as this it is worth it.
+    keeps_gil = nbytes < PORTION_BYTES
+    into: Any = destination.data if keeps_gil else destination
+    out_of = source.data if keeps_gil else source
+    step = max(1, _LARGE_PORTION_BYTES // nbytes)
+    for number, (there, here) in enumerate(ends):
+        if number % step == 0:
+            yield number
+        into[there : there + nbytes] = out_of[here : here + nbytes]
+
+
+def _copy_small(destination: Bytes, to: Offsets, source: Bytes, start: Offsets, nbytes: int) -> Iterator[int]:
+    """Yields, before each portion, how many pieces are done."""
+    step = max(1, PORTION_BYTES // max(nbytes, 1))
+    for first in range(0, len(to), step):
+        yield first
+        if nbytes:
+            _copy_equal(destination, to[first : first + step], source, start[first : first + step], nbytes)
+
+
 def _copy_equal(destination: Bytes, to: Offsets, source: Bytes, start: Offsets, nbytes: int) -> None:
     to_row, from_row = _row(destination, to, nbytes), _row(source, start, nbytes)
     if to_row is not None and from_row is not None:
         np.copyto(to_row, from_row)
-    elif nbytes >= ONE_BY_ONE_BYTES:
-        into, out_of = destination.data, source.data
-        for first, other in zip(to.tolist(), start.tolist(), strict=True):
-            into[first : first + nbytes] = out_of[other : other + nbytes]
     elif to_row is not None:
         to_row.view(_void(nbytes))[:] = _windows(source, nbytes)[start]
     elif from_row is not None:

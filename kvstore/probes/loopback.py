@@ -20,9 +20,10 @@ _HEAD_BYTES = 8
 
 
 class LoopbackServer:
-    """Takes what one client sends, on a thread of this process."""
+    """Takes what one client sends, on a thread of its own, into `nbytes` of memory from front to back."""
 
-    def __init__(self) -> None:
+    def __init__(self, nbytes: int) -> None:
+        self._memory = np.zeros(nbytes, np.uint8).data
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -36,16 +37,15 @@ class LoopbackServer:
         self._thread.join(_DEADLINE_S)
 
     def _serve(self) -> None:
-        """Put what is announced into memory, and say when all of it is there, until the client goes."""
-        memory, sock = bytearray(), self._listener.accept()[0]
+        """Put down what is announced, and say when all of it is there, until the client goes."""
+        start, sock = 0, self._listener.accept()[0]
         with sock:
             while head := sock.recv(_HEAD_BYTES, socket.MSG_WAITALL):
-                nbytes, num_there = int.from_bytes(head), 0
-                if nbytes > len(memory):
-                    memory = bytearray(nbytes)
-                view = memoryview(memory)
-                while num_there < nbytes:
-                    num_there += sock.recv_into(view[num_there:nbytes], 0, socket.MSG_WAITALL)
+                nbytes = int.from_bytes(head)
+                start = 0 if start + nbytes > len(self._memory) else start
+                end = start + nbytes
+                while start < end:
+                    start += sock.recv_into(self._memory[start:end], 0, socket.MSG_WAITALL)
                 sock.sendall(b"+")
 
 
@@ -77,7 +77,7 @@ def probe_loopback() -> Sequence[Finding]:
     """Its rate, in bytes per second."""
     memory = np.ones(_LOOK_BYTES, np.uint8)
     rates: list[float] = []
-    with LoopbackServer() as server, Loopback(server.port) as loopback:
+    with LoopbackServer(_LOOK_BYTES) as server, Loopback(server.port) as loopback:
         loopback.send(memory)
         end_s = time.perf_counter() + _SECONDS
         while not rates or time.perf_counter() < end_s:

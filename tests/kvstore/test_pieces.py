@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.pieces import ONE_BY_ONE_BYTES, PORTION_BYTES, copy_all, copy_pieces, merge_neighbours
+from kvstore.pieces import LARGE_BYTES, copy_all, copy_pieces, merge_neighbours
 
 
 def columns(*rows):
@@ -42,7 +42,7 @@ def test_every_piece_is_copied_to_its_place_and_nothing_else_changes(drawn):
     assert np.array_equal(destination, wanted)
 
 
-@pytest.mark.parametrize(("nbytes", "num_portions"), [(PORTION_BYTES, 3), (PORTION_BYTES // 2, 2), (8, 1)])
+@pytest.mark.parametrize(("nbytes", "num_portions"), [(1 << 20, 3), (1 << 19, 2), (8, 1)])
 def test_a_list_is_copied_in_portions_between_which_one_may_stop(nbytes, num_portions):
     source, destination = np.ones(3 * nbytes, np.uint8), np.zeros(3 * nbytes, np.uint8)
     (offsets,) = columns([0, nbytes, 2 * nbytes])
@@ -62,7 +62,7 @@ def test_merged_neighbours_are_the_same_bytes_in_the_same_order(drawn):
     ]
 
 
-@pytest.mark.parametrize("nbytes", [ONE_BY_ONE_BYTES - 1, ONE_BY_ONE_BYTES])
+@pytest.mark.parametrize("nbytes", [LARGE_BYTES - 1, LARGE_BYTES])
 @pytest.mark.parametrize(("to_gap", "from_gap"), [(0, 0), (0, 5), (5, 0), (5, 3)])
 def test_large_pieces_are_copied_as_small_ones_are(nbytes, to_gap, from_gap):
     order = np.array([2, 0, 3, 1])

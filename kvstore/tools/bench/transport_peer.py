@@ -44,6 +44,6 @@ class TransportPeer:
 
 def _serve(pipe: Connection, staging: StagingHandle, token: JobToken) -> None:
     memory = StagingMemory.attach(staging)
-    with closing(memory), closing(TcpServer(token)) as server, LoopbackServer() as loopback:
+    with closing(memory), closing(TcpServer(token)) as server, LoopbackServer(staging.nbytes) as loopback:
         pipe.send((server.register(memory), loopback.port))
         pipe.poll(None)

@@ -48,7 +48,7 @@ def test_rates_are_figures_for_machines_too(store, tmp_path):
 
 
 def test_all_bytes_are_through_when_a_loopback_says_so():
-    with LoopbackServer() as server, Loopback(server.port) as loopback:
+    with LoopbackServer(6 << 20) as server, Loopback(server.port) as loopback:
         for nbytes in (3 << 20, 0, 5 << 20):
             assert loopback.send(np.ones(nbytes, np.uint8)) > 0
 
