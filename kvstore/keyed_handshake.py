@@ -15,6 +15,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,12 +58,14 @@ def greet(channel: TcpChannel, token: JobToken, dialect: Dialect, wish: bytes, e
 
 
 def admit(
-    channel: TcpChannel, token: JobToken, dialect: Dialect, judge: Callable[[bytes], bytes], end_s: float
+    channel: TcpChannel, token: JobToken, dialect: Dialect, judge: Callable[[bytes], bytes], deadline_s: float
 ) -> None:
     """The server's part; `judge` makes the answer to a wish, and is asked only by who knows the token.
 
-    Raises HandshakeError or ChannelError; the connection must then be closed.
+    The client has `deadline_s` for its proof, and as much again to take the answer. Raises HandshakeError or
+    ChannelError; the connection must then be closed.
     """
+    end_s = time.monotonic() + deadline_s
     opening = _receive(channel, _HEAD.size + dialect.wish_bytes, end_s)
     if not opening.startswith(dialect.magic):
         raise HandshakeError("it does not speak this protocol")
@@ -73,7 +76,8 @@ def admit(
         raise HandshakeError("it does not know the job's token")
     answer = judge(opening[_HEAD.size :])
     assert len(answer) == dialect.answer_bytes, (len(answer), dialect)
-    channel.send([memoryview(answer + _mac(token, b"server", opening, challenge, answer))], end_s)
+    said = answer + _mac(token, b"server", opening, challenge, answer)
+    channel.send([memoryview(said)], time.monotonic() + deadline_s)
 
 
 def _receive(channel: TcpChannel, nbytes: int, end_s: float) -> bytes:

@@ -58,7 +58,7 @@ class KeyedListener:
 
     def admit(self, channel: TcpChannel, dialect: Dialect, judge: Callable[[bytes], bytes]) -> None:
         """The server's part of the handshake. Raises HandshakeError or ChannelError."""
-        admit(channel, self._token, dialect, judge, time.monotonic() + HANDSHAKE_DEADLINE_S)
+        admit(channel, self._token, dialect, judge, HANDSHAKE_DEADLINE_S)
         with self._lock:
             self._strangers.pop(channel, None)
 
