@@ -1,8 +1,8 @@
 """An environment of skyrl-gym, played here: its `init`, `step` and `close` behind our Environment.
 
 A task's line names it and brings what SkyRL's data sets bring: `{"prompt": "...", "environment":
-"skyrl_gym", "env_class": "gsm8k", "reward_spec": {"ground_truth": "72"}}`. All keys but the prompt are the
-environment's `extras`.
+"skyrl_gym", "env_class": "gsm8k", "reward_spec": {"ground_truth": "72"}}`. `env_class` may also be your
+own, as `module:Class`. All keys but the prompt are the environment's `extras`.
 
 History stays as it was sampled: an environment that answers with a `postprocessed_action` is judged by what
 it says of it, but the model's own words stand. Give such an environment's end marks as
