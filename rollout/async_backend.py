@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 _BUCKET_BYTES = 64 << 20
 _THROTTLE_EVERY_S = 2.0
+_REPORT_DEADLINE_S = 5.0
 AnyTask = Task | ReplayTask
 _STORE_FIGURES = ("stored_bytes", "evicted_bytes", "quarantined_slots")
 
@@ -328,9 +329,9 @@ class AsyncRolloutBackend:
     async def tool_figures(self) -> Mapping[str, float]:
         """What the tools of all agent workers did since the start, as `tools/` figures.
 
-        A worker that is dead is not counted.
+        A worker that is dead or silent is not counted.
         """
-        asked = (worker.tool_report() for worker in self._workers)
+        asked = (asyncio.wait_for(worker.tool_report(), _REPORT_DEADLINE_S) for worker in self._workers)
         told = await asyncio.gather(*asked, return_exceptions=True)
         return sum((each for each in told if isinstance(each, ToolReport)), ToolReport()).series()
 
