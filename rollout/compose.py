@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
@@ -24,6 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from engines.model.derived_profile import MEASURED, derive_profile
+from engines.model.dimensions import DimensionsUnknown, read_dimensions
+from engines.model.profile import ModelProfile
 from rollout.config import RunConfig
 from rollout.errors import UserError
 
@@ -42,6 +47,23 @@ def _paced_bytes(kind: str, full_bytes: float, scale: float, otherwise: int) -> 
 def _by_profile(name: str | None, special: dict[str, float], otherwise: float) -> float:
     """`${by_profile:...}` in conf/: a number that differs between models."""
     return special.get(name, otherwise) if name is not None else otherwise
+
+
+def _hf_profile(model_path: str, field: str) -> object:
+    """`${hf_profile:...}` in conf/: a field of the profile that a model's config.json gives."""
+    return _derived_profile(model_path)[field]
+
+
+@lru_cache(maxsize=4)
+def _derived_profile(model_path: str) -> dict[str, Any]:
+    folder, adapter = CONF_DIR / "model_profile", TypeAdapter(ModelProfile)
+    measured = {
+        name: adapter.validate_python(yaml.safe_load((folder / f"{name}.yaml").read_text()))
+        for name in MEASURED.values()
+    }
+    file = Path(model_path)
+    name = file.parent.name if file.suffix == ".json" else file.name
+    return asdict(derive_profile(name, read_dimensions(file), measured, model_path))
 
 
 def load_config(overrides: Sequence[str] = ()) -> RunConfig:
@@ -63,11 +85,15 @@ def _compose(overrides: list[str]) -> object:
             warnings.filterwarnings("error", message=".* is not available", category=UserWarning)
             OmegaConf.register_new_resolver("paced_bytes", _paced_bytes, replace=True)
             OmegaConf.register_new_resolver("by_profile", _by_profile, replace=True)
+            OmegaConf.register_new_resolver("hf_profile", _hf_profile, replace=True)
             composed = compose("config", overrides=overrides)
             return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingConfigException as error:
         raise UserError(_missing_option(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
+        unknown = _cause(error, DimensionsUnknown)
+        if unknown is not None:
+            raise UserError(f"model_profile=hf reads model.path: {unknown}") from error
         raise UserError(_hydra_line(error)) from error
     except UserWarning as error:
         raise UserError(f"hydra.searchpath: {_one_line(str(error))}") from error
@@ -150,6 +176,14 @@ def _nameless_choice(overrides: list[str]) -> str | None:
             options = sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml"))
             return f"{override}: no such choice; {group} is one of {', '.join(options)}"
     return None
+
+
+def _cause(error: BaseException, kind: type[Exception]) -> BaseException | None:
+    """What of this kind an error was raised from."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, kind):
+        cause = cause.__cause__
+    return cause
 
 
 def _hydra_line(error: Exception) -> str:

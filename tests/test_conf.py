@@ -60,7 +60,11 @@ def fields_of(module: str) -> list[tuple[str, ast.AnnAssign, ast.stmt | None]]:
 
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_every_choice_of_every_group_loads(group, option):
-    more = {"warm_start": ["model.path=null"], "paced": ["model_profile=dsv32_660b"]}
+    more = {
+        "warm_start": ["model.path=null"],
+        "paced": ["model_profile=dsv32_660b"],
+        "hf": [f"model.path={ROOT / 'tests/engines/model_configs/llama_8b.json'}"],
+    }
     assert isinstance(load_config([f"{group}={option}", *more.get(option, [])]), RunConfig)
 
 

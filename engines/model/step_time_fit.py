@@ -6,7 +6,7 @@ or bytes, or assumed; the comments here and in conf/model_profile say which.
 
     dsv32_660b   EP32 with DP attention on 4 nodes of 8 GPUs, fp8. Prefill overlaps two micro-batches, so its
                  collectives hide behind computing (assumed); decode's do not.
-    ds_27b       dsv32_660b scaled, term by term, by the FLOPs of the dimensions in the paper's appendix A.2
+    ds_27b       dsv32_660b scaled, term by term (engines/model/scaled_times.py)
     qwen25_32b   one GPU, bf16
 """
 
@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from engines.model.known_dimensions import DEEPSEEK_V32, DS_27B, QWEN25_32B
+from engines.model.scaled_times import ProfileTimes, latent_times
 from engines.scheduling.estimate import PromptWork
 
 Row = dict[str, str]
@@ -38,7 +40,6 @@ TABLES = {
 _EP = 32
 _BALANCE = "power_law_0.6"
 """How unevenly experts are chosen: the mildest of the tables, as experts are replicated to even it out."""
-_DS_LAYERS, _DS27_LAYERS, _QWEN_LAYERS = 61, 30, 64
 _HBM_BYTES_PER_S = 0.8 * 4.8e12
 _SWEEPS = 5000
 
@@ -51,16 +52,6 @@ class Fit:
     mape: float
     worst: float
     num_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileTimes:
-    """The fitted fields of one ModelProfile."""
-
-    attention_s: tuple[float, ...]
-    rest_s: tuple[float, ...]
-    decode_s: tuple[float, ...]
-    decode_collective_s: tuple[float, ...] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +89,11 @@ def fit_all(tables: Tables) -> tuple[dict[str, ProfileTimes], dict[str, Fit]]:
     }
     weights = {name: fit.weights for name, fit in fits.items()}
     ds = _ds_times(weights)
-    return {"dsv32_660b": ds, "ds_27b": _scaled_times(ds), "qwen25_32b": _qwen_times(weights)}, fits
+    return {
+        "dsv32_660b": ds,
+        "ds_27b": latent_times(ds, DEEPSEEK_V32, DS_27B),
+        "qwen25_32b": _qwen_times(weights),
+    }, fits
 
 
 def fit(terms: Sequence[Sequence[float]], measured_s: Sequence[float]) -> Fit:
@@ -199,69 +194,39 @@ def _gemm(tables: Tables, dtype: str, n: int, k: int) -> Fit:
 
 def _ds_times(weights: dict[str, tuple[float, ...]]) -> ProfileTimes:
     """All 61 layers are taken as expert layers, though the first three are dense."""
-    shared = weights["shared expert"]
-    once, row, context = weights["DSA module, decode"]
-    step = _sum((once, row), weights["experts, decode"], shared, weights["dispatch and combine, decode"])
+    layers = DEEPSEEK_V32.num_layers
+    shared, dispatch = weights["shared expert"], weights["dispatch and combine, decode"]
+    once, new, pair, kv = weights["DSA module, prefill"]
+    decode_once, row, context = weights["DSA module, decode"]
+    step = _sum((decode_once, row), weights["experts, decode"], shared, dispatch)
     return ProfileTimes(
-        attention_s=weights["DSA module, prefill"],
+        attention_s=(once, new, pair, kv),
         rest_s=_sum(weights["experts, prefill"], shared),
-        decode_s=_times(_DS_LAYERS, (*step, context)),
-        decode_collective_s=_times(_DS_LAYERS, weights["dispatch and combine, decode"]),
+        decode_s=(layers * step[0], layers * step[1], layers * context),
+        decode_collective_s=(layers * dispatch[0], layers * dispatch[1]),
     )
-
-
-def _scaled_times(ds: ProfileTimes) -> ProfileTimes:
-    """DS 27B: what is per call stays, what is per token goes with the FLOPs, what is read with the bytes."""
-    projections = _DS27_PROJECTION_FLOPS / _DS_PROJECTION_FLOPS
-    experts = _DS27_EXPERT_FLOPS / _DS_EXPERT_FLOPS
-    pairs = _DS27_INDEXER_FLOPS / _DS_INDEXER_FLOPS
-    once, new, pair, kv = ds.attention_s
-    rest_once, rest_new = ds.rest_s
-    step, row, context = ds.decode_s
-    layers = _DS27_LAYERS / _DS_LAYERS
-    return ProfileTimes(
-        attention_s=(once, new * projections, pair * pairs, kv),
-        rest_s=(rest_once, rest_new * experts),
-        decode_s=(step * layers, row * layers * experts, context * layers * pairs),
-    )
-
-
-def _attention_flops(hidden: int, heads: int, q_lora: int, topk: int) -> float:
-    """Per token and layer of an MLA module that selects `topk` keys: projections, absorption, attention."""
-    query = hidden * q_lora + q_lora * heads * 192 if q_lora else hidden * heads * 192
-    weights = query + hidden * 576 + heads * 128 * 512 * 2 + heads * 128 * hidden
-    return 2.0 * weights + 2.0 * topk * (576 + 512) * heads
-
-
-_DS_PROJECTION_FLOPS = _attention_flops(7168, 128, 1536, 2048)
-_DS27_PROJECTION_FLOPS = _attention_flops(2560, 32, 0, 1024)
-_DS_EXPERT_FLOPS = (8 + 1) * 3 * 7168 * 2048
-_DS27_EXPERT_FLOPS = (6 + 2) * 3 * 2560 * 1536
-_DS_INDEXER_FLOPS = 64 * 128
-_DS27_INDEXER_FLOPS = 32 * 64
 
 
 def _qwen_times(weights: dict[str, tuple[float, ...]]) -> ProfileTimes:
     once, pair = weights["GQA kernel, prefill"]
     project = _sum(weights["GEMM 7168 x 5120"], weights["GEMM 5120 x 5120"])
     # The tables have no GEMM of the MLP's widths: the nearest one, by FLOPs.
-    mlp = _times(3 * 27648 * 5120 / (51200 * 5120), weights["GEMM 51200 x 5120"])
+    mlp_once, mlp_new = (3 * 27648 * 5120 / (51200 * 5120) * each for each in weights["GEMM 51200 x 5120"])
     kv = 4096 / _HBM_BYTES_PER_S
+    layers = QWEN25_32B.num_layers
     decode_once, row, context = weights["GQA kernel, decode"]
-    step = _sum((decode_once, row), project, mlp)
+    step = _sum((decode_once, row), project, (mlp_once, mlp_new))
     return ProfileTimes(
         attention_s=(once + project[0], project[1], pair, kv),
-        rest_s=mlp,
-        decode_s=_times(_QWEN_LAYERS, (*step, context)),
+        rest_s=(mlp_once, mlp_new),
+        decode_s=(layers * step[0], layers * step[1], layers * context),
     )
 
 
-def _sum(*parts: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(map(sum, zip(*parts, strict=True)))
-
-
-def _times(factor: float, weights: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(factor * weight for weight in weights)
+def _sum(*parts: tuple[float, ...]) -> tuple[float, float]:
+    """Of parts that are (once, per token)."""
+    once, token = map(sum, zip(*parts, strict=True))
+    return once, token
 
 
 def rounded(weights: Sequence[float]) -> tuple[float, ...]:
