@@ -168,7 +168,8 @@ class RunConfig:
     """Name of the experiment whose differences are applied; for information."""
     trace: str | None
     """The recorded agents: a file or a folder of closed-loop CSV, WEKA JSON, Mooncake JSONL or Bailian
-    JSONL, plain, .gz or .xz. null: the small sample that ships with the package."""
+    JSONL, plain, .gz or .xz; or paper-32k, paper-48k, paper-64k: 500 made sessions with the statistics of the
+    paper's sets (DualPath, arXiv 2602.21548, table 2). null: the small sample that ships with the package."""
     trace_window: int | None
     """Rounds replayed of each session, from its middle; KV of the context before them is put into the store
     first, untimed. null: all."""

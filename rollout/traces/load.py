@@ -1,6 +1,7 @@
 """Reads a trace in whichever format it is: told by the content of the first line, never by the file's name.
 
-`trace` is a file, or a folder of files of one format or several (kv-cache-tester keeps a session a file).
+`trace` is a file, or a folder of files of one format or several (kv-cache-tester keeps a session a file), or
+the name of a made one with the statistics of the paper's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from rollout.traces import bailian, closed_loop, mooncake, weka
 from rollout.traces.errors import TraceError
 from rollout.traces.fields import Fields, as_object, json_object
+from rollout.traces.paperlike import PAPER_SETS, paperlike_sessions
 from rollout.traces.session import Session
 from rollout.traces.trace_file import Line, read_lines, read_text
 
@@ -33,6 +35,8 @@ def samples_folder() -> Path:
 
 def load_sessions(trace: str | None) -> list[Session]:
     """The sessions of the trace, of the bundled sample if None; raises TraceError in one line."""
+    if trace in PAPER_SETS:
+        return paperlike_sessions(trace)
     path = samples_folder() / DEFAULT_SAMPLE if trace is None else Path(trace)
     files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
     if not files:
