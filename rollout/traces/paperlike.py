@@ -1,7 +1,7 @@
 """Made sessions with the statistics of the paper's data sets (DualPath, arXiv 2602.21548, table 2).
 
-The paper tells means and no distribution, and they do not multiply: 157 turns of 429 + 176 tokens are 95k, not
-56k. So they are read as means over trajectories of each trajectory's own mean, which many short and few long
+The paper tells means and no distribution, and they do not multiply: 157 turns of 429 + 176 tokens are 95k, and
+not 56k. So they are read as means over trajectories of each trajectory's own mean, which many short and few long
 trajectories can have. Made here, to fit them all:
 
     turns       lognormal; its spread is what makes short trajectories have long turns
