@@ -26,6 +26,8 @@ Every setting is an override, key=value or group=choice:
   python -m rollout                                      the default job
   python -m rollout job=rollout task.prompts_per_step=8  rollout alone, more of it
   python -m rollout job=replay trace=my.csv              recorded agents played again, paced
+  python -m rollout job=simulate trace=paper-64k         the same in virtual time, on a cluster of any size
+  python -m rollout job=plan budget.nodes=6              how many of 6 nodes should be prefill nodes?
   python -m rollout job=doctor                           what this machine offers, and what it lacks
   python -m rollout experiment=tiny_rl                   a tiny model learns to use its tool
   python -m rollout model.path=/path/to/a/model          your own causal LM
@@ -69,6 +71,12 @@ def _run(options: argparse.Namespace) -> int:
     from rollout.preflight import check
 
     replay = check(config)
+
+    if config.job in ("simulate", "plan"):
+        from rollout.simulation.job import run_plan, run_simulation
+
+        run = run_simulation if config.job == "simulate" else run_plan
+        return run(config, overrides)
 
     from rollout.job import run_job
 

@@ -18,6 +18,7 @@ from kvstore.config import StoreConfig
 from kvstore.transport_config import TransportConfig
 from rollout.controller_config import ControllerConfig
 from rollout.sandbox.config import SandboxConfig
+from rollout.simulation_config import BudgetConfig, SimulationConfig
 from rollout.tasks import ENVIRONMENTS
 from rollout.tools.config import ToolsConfig
 from rollout.trainer_config import TrainerConfig
@@ -147,10 +148,11 @@ class RunConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    job: Literal["train", "rollout", "replay", "doctor"]
+    job: Literal["train", "rollout", "replay", "simulate", "plan", "doctor"]
     """`train`: rollout, GRPO step, weight push, and again; then a last rollout. `rollout`: one rollout
-    step, no trainer. `replay`: recorded agents are played again in one step. `doctor`: nothing is run; what
-    this machine offers is told, and what to do about it."""
+    step, no trainer. `replay`: recorded agents are played again in one step. `simulate`: the same in virtual
+    time, at full size; nothing is run. `plan`: the best division of `budget.nodes`, by simulations.
+    `doctor`: nothing is run; what this machine offers is told, and what to do about it."""
     run_dir: str
     """Folder the run writes; made if it is not there."""
     overwrite: bool
@@ -163,7 +165,7 @@ class RunConfig:
     num_agents: int | None
     """Most agents at work at once; null: all of a step. In a replay, how many agents there are: the
     trace's sessions in order, then ones drawn at random; null: 64 for each paced prefill engine, or one for
-    each session."""
+    each session. In a simulation the same; job=plan takes a third of all GPUs for prefill ones."""
     experiment: str | None
     """Name of the experiment whose differences are applied; for information."""
     trace: str | None
@@ -216,6 +218,10 @@ class RunConfig:
     """Which Ray is used."""
     controller: ControllerConfig
     """What becomes of groups with failed samples, what survives a kill, when a run counts as stuck."""
+    simulation: SimulationConfig
+    """The cluster of job=simulate and job=plan."""
+    budget: BudgetConfig
+    """What job=plan may spend."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "seed")

@@ -208,7 +208,7 @@ def summarise_step(
         step=step,
         weights_version=weights_version,
         totals=_step_totals(trajectories, first_start_s, kv),
-        tail_frac=_tail_frac([t.finished_s - first_start_s for t in trajectories]),
+        tail_frac=tail_frac([t.finished_s - first_start_s for t in trajectories]),
         slowest=_slowest(trajectories),
         num_replaced=num_replaced,
         dropped=_dropped(trajectories),
@@ -239,7 +239,7 @@ def _step_totals(trajectories: Sequence[Trajectory], first_start_s: float, kv: K
     )
 
 
-def _tail_frac(finishes_s: Sequence[float]) -> float | None:
+def tail_frac(finishes_s: Sequence[float]) -> float | None:
     if not finishes_s or max(finishes_s) <= 0:
         return None
     ordered = sorted(finishes_s)
@@ -282,7 +282,8 @@ def summarise_job(
     replay: ReplayFigures | None = None,
     resumed: ResumedFigures | None = None,
 ) -> JobSummary:
-    """The content of summary.json; `timing_s` tells what stands beside the JCT, such as `train`."""
+    """The content of summary.json of a job that ran; `timing_s` tells what stands beside the JCT, such as
+    `train`."""
     totals = reduce(add, (step.totals for step in steps), Totals())
     return {
         **totals.figures(),
@@ -293,6 +294,8 @@ def summarise_job(
         "replay": replay,
         "transport": "",  # whoever started the engines knows
         "resumed": resumed,
+        "simulated": False,
+        "simulation": None,
         "versions": dict(versions),
     }
 

@@ -7,6 +7,7 @@ as they are, and their times are their own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvstore.layout import BlockLayout
@@ -67,10 +68,7 @@ class ReplayPlan:
 
     def slo(self, figures: Figures) -> SloFigures:
         """Whether the mean TTFT and TPOT stayed within the paper's limits."""
-        ttft_limit_s, tpot_limit_s = TTFT_SLO_S / self.time_scale, TPOT_SLO_S / self.time_scale
-        ttft_s, tpot_s = figures["ttft_s"]["mean"], figures["tpot_s"]["mean"]
-        met = None if ttft_s is None else ttft_s <= ttft_limit_s and (tpot_s or 0.0) <= tpot_limit_s
-        return {"ttft_limit_s": ttft_limit_s, "tpot_limit_s": tpot_limit_s, "met": met}
+        return slo_figures(figures, self.time_scale)
 
     def figures(self) -> ReplayFigures:
         """What is known of it before it has run."""
@@ -98,6 +96,14 @@ class ReplayPlan:
         }
 
 
+def slo_figures(figures: Figures, time_scale: float) -> SloFigures:
+    """Whether mean TTFT and TPOT are within the paper's limits, divided by `time_scale`."""
+    ttft_limit_s, tpot_limit_s = TTFT_SLO_S / time_scale, TPOT_SLO_S / time_scale
+    ttft_s, tpot_s = figures["ttft_s"]["mean"], figures["tpot_s"]["mean"]
+    met = None if ttft_s is None else ttft_s <= ttft_limit_s and (tpot_s or 0.0) <= tpot_limit_s
+    return {"ttft_limit_s": ttft_limit_s, "tpot_limit_s": tpot_limit_s, "met": met}
+
+
 def max_context_tokens(config: RunConfig) -> int | None:
     """Of the model that runs; None where none does."""
     if config.engines.kind == "paced" or config.model.path is None:
@@ -123,14 +129,8 @@ def plan_replay(config: RunConfig, max_context_tokens: int | None = None) -> Rep
         seed=config.seed,
     )
     if not tasks:
-        shortest = min(
-            session.rounds[0].append_tokens + session.rounds[0].output_tokens for session in sessions
-        )
-        raise UserError(
-            f"no session of the trace fits: a context may have {longest} tokens, the shortest first round "
-            f"needs {shortest}; raise task.max_context_tokens or take another model or trace"
-        )
-    config = _with_rates(config, [task.session for task in tasks])
+        raise nothing_fits(sessions, longest)
+    config = with_rates(config, [task.session for task in tasks])
     if config.agents_per_s is not None:
         scale = config.time_scale if paced_spec(config) else 1.0
         tasks = poisson_arrivals(tasks, config.agents_per_s * scale, config.seed)
@@ -144,6 +144,15 @@ def plan_replay(config: RunConfig, max_context_tokens: int | None = None) -> Rep
     )
 
 
+def nothing_fits(sessions: Sequence[Session], max_context_tokens: int) -> UserError:
+    """No session has even a first round that is short enough."""
+    shortest = min(session.rounds[0].append_tokens + session.rounds[0].output_tokens for session in sessions)
+    return UserError(
+        f"no session of the trace fits: a context may have {max_context_tokens} tokens, the shortest first "
+        f"round needs {shortest}; raise task.max_context_tokens or take another model or trace"
+    )
+
+
 def _num_agents(config: RunConfig) -> int | None:
     if config.num_agents is not None or config.engines.kind != "paced":
         return config.num_agents
@@ -151,7 +160,7 @@ def _num_agents(config: RunConfig) -> int | None:
     return default_agents(engines.num_prefill_engines, engines.prefill_nodes + engines.decode_nodes)
 
 
-def _with_rates(config: RunConfig, sessions: list[Session]) -> RunConfig:
+def with_rates(config: RunConfig, sessions: Sequence[Session]) -> RunConfig:
     """The configuration with the storage NICs that `setting` asks for."""
     paced = paced_spec(config)
     if config.setting == "paper":

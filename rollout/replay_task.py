@@ -43,7 +43,7 @@ def replay_tasks(
     whole = whole_sessions(sessions, max_context_tokens)
     tasks = []
     for index, dealt in enumerate(deal(len(whole), num_agents, seed)):
-        session = whole[dealt] if index < len(whole) else _another(whole[dealt], index, max_context_tokens)
+        session = whole[dealt] if index < len(whole) else another(whole[dealt], index, max_context_tokens)
         if trace_window is not None:
             session = window(session, trace_window)
         tasks.append(ReplayTask(session.session_id, session))
@@ -79,7 +79,7 @@ def arrival_times(num_agents: int, agents_per_s: float, seed: int) -> list[float
     return times_s[:num_agents]
 
 
-def _another(drawn: Session, index: int, max_context_tokens: int) -> Session:
+def another(drawn: Session, index: int, max_context_tokens: int) -> Session:
     """A session that was drawn, behind a round that only agent `index` has."""
     first = Round((Piece(f"agent-{index}/first", 0, FIRST_ROUND_TOKENS),), 1)
     return cut_at(with_first_round(drawn, first, f"+agent-{index}"), max_context_tokens)

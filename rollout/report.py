@@ -18,12 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.run_dir import RunDir
-from rollout.summary import Distribution, JobSummary, ReplayFigures, Slowest, StepFigures
+from rollout.summary import Distribution, JobSummary, ReplayFigures, SimulationFigures, Slowest, StepFigures
 
 PLAIN_COLUMNS = 100
 MOST_STEPS = 4
 """Rows of the steps' table; where there are more steps, the middle ones are left out."""
 BAR_CELLS = 14
+MOST_RESOURCES = 4
+TIMES = ("attention_s", "rest_s", "decode_s", "decode_collective_s")
 DASH = "-"
 PHASE_WORDS = {
     "queue": "waiting for engines",
@@ -62,6 +64,7 @@ def print_report(summary: JobSummary, run_dir: RunDir, stream: TextIO | None = N
         _breakdown(summary, bar),
         *_abreast(console.width, _latencies(summary), _tokens(summary), _kv(summary)),
         *([] if summary["replay"] is None else [_replay(summary["replay"])]),
+        *([] if summary["simulation"] is None else [_simulation(summary["simulation"])]),
         _steps(summary["steps"]),
         _files(run_dir),
     ]
@@ -173,6 +176,24 @@ def _replay(replay: ReplayFigures) -> Table:
         table.add_row(f"within {limits}", "yes" if replay["slo"]["met"] else "no")
     if "cpu_use" in replay:
         table.add_row("CPU used, of all cores", f"{replay['cpu_use']:.0%}")
+    return table
+
+
+def _simulation(simulation: SimulationFigures) -> Table:
+    """What was simulated, what it was short of, and how sure its numbers are."""
+    table, cluster = _table("simulated, nothing was run", "", left=(0,)), simulation["cluster"]
+    nodes = f"{cluster['prefill_nodes']}P{cluster['decode_nodes']}D"
+    table.add_row("nodes, GPUs of each", f"{nodes}, {cluster['gpus_per_node']}")
+    table.add_row("held up by", simulation["bottleneck"])
+    for resource, share in [*simulation["resources"].items()][:MOST_RESOURCES]:
+        table.add_row(f"  {resource}", f"{share:.0%} busy")
+    table.add_row("busiest SNIC over mean, by second", _number(simulation["snic_max_over_avg_by_second"]))
+    table.add_row("longest attention over mean", _number(simulation["attention_max_over_avg"]))
+    for origin in ("measured", "derived", "assumed"):
+        names = [name for name, of in simulation["origins"].items() if of == origin and name in TIMES]
+        if names:
+            table.add_row(f"{origin} times of {simulation['model_profile']}", ", ".join(names))
+    table.add_row("simulating took", _seconds(simulation["wall_s"]))
     return table
 
 

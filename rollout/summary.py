@@ -5,7 +5,7 @@ A figure that nothing was measured for is null, never 0.
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class Distribution(TypedDict):
@@ -199,6 +199,39 @@ class ResumedFigures(TypedDict):
     """Of the journal's last record, which was not whole."""
 
 
+class SimulationFigures(TypedDict):
+    """What was simulated, at full size, and what only a simulation knows."""
+
+    cluster: dict[str, Any]
+    """engines.sim.spec.SimCluster: nodes, rates in bytes a second, buffers in bytes."""
+    model_profile: str
+    origins: dict[str, str]
+    """Of each number of the profile: measured, derived or assumed."""
+    token_bytes: int
+    layerwise: bool
+    oracle: bool
+    sharing: str
+    horizon_s: float | None
+    agents_finished: int
+    resources: dict[str, float]
+    """Share of what each kind of link, and the prefill GPUs, could have done; the most used first."""
+    bottleneck: str
+    snic_max_over_avg_by_second: float | None
+    attention_max_over_avg: float | None
+    attention_max_over_avg_early: float | None
+    """Over the first 5 % of the run."""
+    prompts_per_forward: float | None
+    """Of a GPU that computes, as the next."""
+    new_tokens_per_forward: float | None
+    rows_per_decode_step: float | None
+    mean_context_tokens: float | None
+    """Of a turn's prompt."""
+    moved_blocks: int
+    events: int
+    wall_s: float
+    """What simulating took, in real time."""
+
+
 class JobSummary(Figures):
     """The content of summary.json."""
 
@@ -208,9 +241,12 @@ class JobSummary(Figures):
     timing_s: dict[str, float]
     """What is not in the JCT, such as `train`."""
     replay: ReplayFigures | None
-    """Of a replay."""
+    """Of a replay or a simulation."""
     resumed: ResumedFigures | None
     """Of a resumed run."""
     transport: str
     """How KV moved between nodes, where it was left open too."""
     versions: dict[str, str]
+    simulated: bool
+    """True where nothing was run: times are virtual."""
+    simulation: SimulationFigures | None

@@ -1,8 +1,8 @@
 """Made sessions with the statistics of the paper's data sets (DualPath, arXiv 2602.21548, table 2).
 
-The paper tells means and no distribution, and they do not multiply: 157 turns of 429 + 176 tokens are 95k, and
-not 56k. So they are read as means over trajectories of each trajectory's own mean, which many short and few long
-trajectories can have. Made here, to fit them all:
+The paper tells means and no distribution, and they do not multiply: 157 turns of 429 + 176 tokens are 95k,
+and not 56k. So they are read as means over trajectories of each trajectory's own mean, which many short and
+few long trajectories can have. Made here, to fit them all:
 
     turns       lognormal; its spread is what makes short trajectories have long turns
     tokens      independent of turns: near the longest context, as most run into it
