@@ -32,13 +32,14 @@ def sim_agents(
     first_prompts = _FirstPrompts()
     agents = []
     for index, place in enumerate(dealt):
-        session, rounds = known.played(whole[place], index, again=index >= len(whole))
+        again = index >= len(whole)
+        session, rounds = known.played(whole[place], index, again=again)
         agents.append(
             SimAgent(
-                agent_id=session.session_id,
+                agent_id=f"{whole[place].session_id}+agent-{index}" if again else session.session_id,
                 rounds=rounds,
                 history_tokens=session.history_tokens,
-                shared_tokens=first_prompts.shared_by(session),
+                shared_tokens=0 if again else first_prompts.shared_by(session),
                 start_s=0.0 if starts_s is None else starts_s[index],
                 group=whole[place].session_id,
             )

@@ -14,13 +14,19 @@ from rollout.config import RunConfig
 from rollout.errors import UserError
 from rollout.traces.session import Session
 
+FOR_WEIGHTS_AND_KV = 0.9
+"""Share of a GPU's memory; the rest is for activations. Assumed."""
+
 
 def sim_spec(config: RunConfig) -> SimSpec:
     """UserError for a cluster that cannot be, or that the model does not fit."""
     if config.model_profile is None:
         raise UserError(f"job={config.job} needs model_profile=<one of conf/model_profile>, got null")
     profile, engines = config.model_profile, config.engines
-    cluster = _cluster(config, profile)
+    try:
+        cluster = _cluster(config, profile)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     check_memory(profile, cluster)
     return SimSpec(
         cluster=cluster,
@@ -57,26 +63,26 @@ def check_memory(profile: ModelProfile, cluster: SimCluster) -> None:
         gpus = max(min(group_nodes, nodes) * cluster.gpus_per_node, 1)
         kv_bytes = getattr(cluster, field)
         weights = profile.weights_bytes_on(gpus)
-        if weights + kv_bytes > profile.gpu_memory_bytes:
+        if weights + kv_bytes > FOR_WEIGHTS_AND_KV * profile.gpu_memory_bytes:
             raise UserError(
                 f"{profile.name} does not fit the {role} GPUs: {weights / 1e9:.1f} GB of weights where "
-                f"{gpus} share its experts and engines.{field}={kv_bytes / 1e9:.1f} GB, of "
-                f"{profile.gpu_memory_bytes / 1e9:.0f} GB; take more {role} nodes, or lower engines.{field}"
+                f"{gpus} share its experts and engines.{field}={kv_bytes / 1e9:.1f} GB, in "
+                f"{FOR_WEIGHTS_AND_KV:.0%} of {profile.gpu_memory_bytes / 1e9:.0f} GB; take more {role} nodes, or lower engines.{field}"
             )
 
 
 def _cluster(config: RunConfig, profile: ModelProfile) -> SimCluster:
     engines, simulation = config.engines, config.simulation
+    if config.cluster.snic_bytes_per_s is None or config.cluster.cnic_bytes_per_s is None:
+        raise UserError(
+            f"job={config.job} needs the rates of NICs: take cluster=1p2d or another preset with rates, or "
+            "give cluster.snic_bytes_per_s and cluster.cnic_bytes_per_s"
+        )
     if engines.prefill_engines_per_node != engines.decode_engines_per_node:
         raise UserError(
             f"a simulated cluster has nodes of one kind: engines.prefill_engines_per_node="
             f"{engines.prefill_engines_per_node} must be engines.decode_engines_per_node="
             f"{engines.decode_engines_per_node}"
-        )
-    if config.cluster.snic_bytes_per_s is None or config.cluster.cnic_bytes_per_s is None:
-        raise UserError(
-            f"job={config.job} needs the rates of NICs: take cluster=1p2d or another preset with rates, or "
-            "give cluster.snic_bytes_per_s and cluster.cnic_bytes_per_s"
         )
     share = simulation.gpus_per_node / engines.prefill_engines_per_node
     rates = config.cluster

@@ -88,7 +88,7 @@ def test_a_plan_tells_the_best_divisions_first(tmp_path, capsys):
         (["scale=82"], "scale must be 1 where job=simulate"),
         (["engines=transformers"], "engines must be paced, got transformers"),
         (["trace=/no/such/trace.csv"], "trace /no/such/trace.csv does not exist"),
-        (["trace=paper-32k", "task.max_context_tokens=100"], "no session of the trace fits"),
+        (["task.max_context_tokens=100"], "no session of the trace fits"),
         (["trace=paper-32k", "kvstore.staging_bytes=1000000"], "staging_bytes=8000000 holds"),
         (["arrivals=poisson"], "agents_per_s must be given with arrivals=poisson"),
         (["job=plan", "budget.nodes=1"], "budget.nodes must be >= 2, got 1"),
