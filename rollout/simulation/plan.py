@@ -7,7 +7,7 @@ division serves the same agents.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from engines.sim.bottleneck import bottleneck
@@ -19,6 +19,8 @@ from rollout.replay_rates import default_agents
 from rollout.simulation.figures import summarise_simulation
 from rollout.simulation.setup import plan_simulation
 from rollout.simulation.spec import sim_spec
+from rollout.traces.load import load_sessions
+from rollout.traces.session import Session
 
 _COARSE = 5
 
@@ -53,9 +55,10 @@ def plan_splits(config: RunConfig, say: Callable[[str], None]) -> list[Split]:
         gpus = max(nodes * config.simulation.gpus_per_node // 3, 1)
         config = replace(config, num_agents=default_agents(gpus, nodes))
     possible = _possible(config, nodes)
+    sessions = load_sessions(config.trace)
     found: dict[int, Split] = {}
     while (prefill_nodes := _next(possible, found, config.budget.simulations)) is not None:
-        split = found[prefill_nodes] = _simulated(_divided(config, prefill_nodes, nodes))
+        split = found[prefill_nodes] = _simulated(_divided(config, prefill_nodes, nodes), sessions)
         say(f"{split.name}: JCT {split.jct_s:,.0f} s, {split.bottleneck}")
     return sorted(found.values(), key=lambda split: (split.jct_s, split.prefill_nodes))
 
@@ -99,8 +102,8 @@ def _divided(config: RunConfig, prefill_nodes: int, nodes: int) -> RunConfig:
     return replace(config, engines=engines)
 
 
-def _simulated(config: RunConfig) -> Split:
-    simulation = plan_simulation(config)
+def _simulated(config: RunConfig, sessions: Sequence[Session]) -> Split:
+    simulation = plan_simulation(config, sessions)
     result = simulate(simulation.spec, simulation.agents)
     figures = summarise_simulation(simulation.agents, result).figures()
     return Split(

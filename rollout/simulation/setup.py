@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engines.sim.simulate import check_sizes
@@ -16,6 +17,7 @@ from rollout.simulation.agents import sim_agents
 from rollout.simulation.spec import check_context, sim_spec
 from rollout.summary import ReplayFigures
 from rollout.traces.load import load_sessions
+from rollout.traces.session import Session
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +70,11 @@ class Simulation:
         }
 
 
-def plan_simulation(config: RunConfig) -> Simulation:
-    """Work it out; UserError in one line if it cannot work."""
+def plan_simulation(config: RunConfig, sessions: Sequence[Session] | None = None) -> Simulation:
+    """Work it out; UserError in one line if it cannot work. `sessions`: those of the trace, if known."""
     _refuse_scales(config)
     sim_spec(config)  # an impossible cluster is told before a long trace is read
-    sessions = load_sessions(config.trace)
+    sessions = load_sessions(config.trace) if sessions is None else sessions
     longest = config.task.max_context_tokens
     whole = whole_sessions(sessions, longest)
     if not whole:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Better = Literal["higher", "lower"]
+Better = Literal["higher", "lower", "near"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +23,22 @@ class Figure:
     unit: str
     target: float | None = None
     better: Better = "higher"
+    tolerance: float = 0.0
+    """Where `near` its target is good: how far from it still is."""
 
     def reached(self) -> bool | None:
         """Is it as good as its target? None without one."""
         if self.target is None:
             return None
+        if self.better == "near":
+            return abs(self.value - self.target) <= self.tolerance
         compare = operator.ge if self.better == "higher" else operator.le
         return bool(compare(self.value, self.target))
 
     def goal(self) -> str:
         """`>= 0.9`; empty without a target."""
+        if self.target is not None and self.better == "near":
+            return f"{self.target:g} +- {self.tolerance:.3g}"
         sign = ">=" if self.better == "higher" else "<="
         return "" if self.target is None else f"{sign} {self.target:g}"
 

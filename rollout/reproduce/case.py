@@ -1,0 +1,103 @@
+"""One simulated run of the reproduction: a model, agents, nodes, and a step of the paper's ladder.
+
+All cases share one configuration, conf/job/simulate.yaml, and the set-ups of the paper's section 7; a case
+names what it changes. Nothing is tuned for a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from rollout.bench.ladder import BASIC, DUAL, DUAL_SCHEDULER, NO_LAYERWISE, ORACLE, SPLIT, Step
+from rollout.compose import load_config
+from rollout.config import RunConfig
+
+FOOT, LAYERWISE, DUAL_PATH, DUALPATH, OURS, FLOOR = (
+    NO_LAYERWISE,
+    BASIC,
+    DUAL,
+    DUAL_SCHEDULER,
+    SPLIT,
+    ORACLE,
+)
+"""The paper's Basic, + Layer, + DPL and + Sched (its system); then `split`, and its Oracle with our plan."""
+_QWEN_STAGING = ("kvstore.staging_bytes=40000000000",)
+"""320 GB of buffers a node for Qwen (DualPath, arXiv 2602.21548, A.4); a GPU's share."""
+_OWN = {"qwen25_32b": _QWEN_STAGING}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is simulated."""
+
+    model: str
+    trace: str
+    prefill_nodes: int
+    decode_nodes: int
+    agents: int
+    step: Step
+    agents_per_s: float | None = None
+    horizon_s: float | None = None
+    overrides: tuple[str, ...] = ()
+    """More of the configuration."""
+    append_scale: float = 1.0
+    """Multiplies what every round appends; sessions are cut at the set's longest context."""
+    output_scale: float = 1.0
+    """The same of what it generates."""
+    tool_wait_s: float = 0.0
+    """Mean of made waits for tools, exponential; 0: the trace's own."""
+    window: int | None = None
+    """Rounds of each session."""
+
+    def served(self, step: Step) -> Case:
+        """The same, served another way."""
+        return replace(self, step=step)
+
+    @property
+    def cluster(self) -> str:
+        return f"{self.prefill_nodes}P{self.decode_nodes}D"
+
+    @property
+    def setup(self) -> str:
+        """For people: everything but the step."""
+        load = f"{self.agents} agents" if self.agents_per_s is None else f"{self.agents_per_s:.3g} agents/s"
+        return f"{self.model} {self.trace.removeprefix('paper-')} {self.cluster}, {load}"
+
+    def config(self) -> RunConfig:
+        config = _loaded(
+            (f"model_profile={self.model}", *_OWN.get(self.model, ()), *self.step.overrides, *self.overrides)
+        )
+        return replace(
+            config,
+            trace=self.trace,
+            num_agents=self.agents,
+            arrivals="closed" if self.agents_per_s is None else "poisson",
+            agents_per_s=self.agents_per_s,
+            trace_window=self.window,
+            engines=replace(config.engines, prefill_nodes=self.prefill_nodes, decode_nodes=self.decode_nodes),
+            simulation=replace(config.simulation, horizon_s=self.horizon_s),
+        )
+
+    def told(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "model": self.model,
+            "set": self.trace,
+            "nodes": self.cluster,
+            "agents": self.agents,
+            "agents_per_s": self.agents_per_s,
+            "step": self.step.name,
+            "horizon_s": self.horizon_s,
+            "overrides": list(self.overrides),
+            "append_scale": self.append_scale,
+            "output_scale": self.output_scale,
+            "tool_wait_s": self.tool_wait_s,
+            "rounds_of_each_session": self.window,
+        }
+
+
+@lru_cache(maxsize=256)
+def _loaded(overrides: tuple[str, ...]) -> RunConfig:
+    return load_config(["job=simulate", "monitor=off", *overrides])

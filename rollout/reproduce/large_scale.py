@@ -1,0 +1,55 @@
+"""The same load a node on ever more nodes (table 3). The 48k set fits its offline row."""
+
+from __future__ import annotations
+
+from rollout.reproduce.case import DUALPATH, Case
+from rollout.reproduce.desk import Desk
+from rollout.reproduce.online import arriving
+from rollout.reproduce.paper import Comparison, PaperValue
+
+_AGENTS_PER_UNIT = 2048
+_STATED = {1: 3167.0, 24: 3201.0}
+"""Seconds, by units of 2P4D."""
+_STEADY_ONLINE = {"ttft_s": 1.847, "ttst_s": 0.194, "tpot_s": 0.036}
+_ONLINE_UNITS, _ONLINE_AGENTS_PER_S, _ONLINE_HORIZON_S = 22, 8.8, 900.0
+
+
+def scale_out(desk: Desk) -> None:
+    """Up to 4 times 2P4D: what a default run affords."""
+    _tell_offline(desk, (1, 4))
+
+
+def large_scale(desk: Desk) -> None:
+    """48P96D, 1,152 GPUs, 48k agents; and 44P88D online."""
+    _tell_offline(desk, (1, 24))
+    case = Case("dsv32_660b", "paper-48k", 2 * _ONLINE_UNITS, 4 * _ONLINE_UNITS, 1, DUALPATH)
+    case = arriving(case, _ONLINE_AGENTS_PER_S, _ONLINE_HORIZON_S / (30 if desk.quick else 1))
+    outcome = desk.runner.run(case)
+    for figure, paper in _STEADY_ONLINE.items():
+        ours = getattr(outcome, figure)
+        if ours is not None:
+            value = PaperValue.within(0.25, paper)
+            desk.tell(Comparison("large_scale", f"{figure}_8.8", case.setup, ours, "s", value))
+
+
+def _tell_offline(desk: Desk, units: tuple[int, ...]) -> None:
+    jct_s = {}
+    for each in units:
+        case = Case("dsv32_660b", "paper-48k", 2 * each, 4 * each, _AGENTS_PER_UNIT * each, DUALPATH)
+        jct_s[each] = desk.runner.jct_s(case)
+        stated = _STATED.get(each)
+        value = stated and PaperValue.within(0.25, stated)
+        name = f"jct_{case.cluster.lower()}"
+        desk.tell(Comparison("large_scale", name, case.setup, jct_s[each], "s", value or None))
+    first, last = units[0], units[-1]
+    paper = _STATED[24] / _STATED[1]
+    desk.tell(
+        Comparison(
+            "large_scale",
+            f"jct_{last}_units_over_one",
+            f"dsv32_660b 48k, {last} times 2P4D with {_AGENTS_PER_UNIT} agents each",
+            jct_s[last] / jct_s[first],
+            "ratio",
+            PaperValue(paper, "stated" if last in _STATED else "assumed", 0.03),
+        )
+    )
