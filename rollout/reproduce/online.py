@@ -1,8 +1,7 @@
 """Agents that arrive at random: how many a second are served within TTFT 4 s and TPOT 50 ms (figure 10).
 
 Which set the paper replayed is not told, so all three are shown. A rate holds if the means over turns
-submitted in the second half of a horizon are within the limits; turns that still wait count with their wait so
-far.
+submitted in the second half of a horizon are within the limits; who still waits counts with the wait so far.
 """
 
 from __future__ import annotations

@@ -66,8 +66,9 @@ def check_memory(profile: ModelProfile, cluster: SimCluster) -> None:
         if weights + kv_bytes > FOR_WEIGHTS_AND_KV * profile.gpu_memory_bytes:
             raise UserError(
                 f"{profile.name} does not fit the {role} GPUs: {weights / 1e9:.1f} GB of weights where "
-                f"{gpus} share it and engines.{field}={kv_bytes / 1e9:.1f} GB, in {FOR_WEIGHTS_AND_KV:.0%} of "
-                f"{profile.gpu_memory_bytes / 1e9:.0f} GB; take more {role} nodes, or lower engines.{field}"
+                f"{gpus} share it and engines.{field}={kv_bytes / 1e9:.1f} GB, in "
+                f"{FOR_WEIGHTS_AND_KV:.0%} of {profile.gpu_memory_bytes / 1e9:.0f} GB; take more {role} "
+                f"nodes, or lower engines.{field}"
             )
 
 
