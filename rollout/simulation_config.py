@@ -18,6 +18,9 @@ class SimulationConfig:
     can be compared with."""
     storage_bytes_per_s: float | None
     """What the whole store gives, reads and writes each; null: no limit."""
+    dram_bytes: int
+    """DRAM of a prefill node that keeps blocks read lately, beside its staging memory and what
+    kvstore.dram_bytes takes of that."""
     copy_bytes_per_s: float | None
     """Of a GPU's copy engine, each way, where cluster.h2d=copy; null: no limit."""
     sharing: Literal["closed_form", "max_min"]
@@ -27,6 +30,7 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "gpus_per_node")
+        require_at_least(self, 0, "dram_bytes")
         require_above(self, 0, "storage_bytes_per_s", "copy_bytes_per_s", "horizon_s")
 
 

@@ -33,7 +33,8 @@ class Case:
     """What is simulated."""
 
     model: str
-    trace: str
+    trace: str | None
+    """As `trace` of the configuration."""
     prefill_nodes: int
     decode_nodes: int
     agents: int
@@ -47,13 +48,20 @@ class Case:
     output_scale: float = 1.0
     """The same of what it generates."""
     tool_wait_s: float = 0.0
-    """Mean of made waits for tools, exponential; 0: the trace's own."""
+    """Mean of made waits for tools, exponential; 0: none are made."""
+    tool_wait_scale: float = 0.0
+    """Multiplies the trace's own waits."""
     window: int | None = None
     """Rounds of each session."""
 
     def served(self, step: Step) -> Case:
         """The same, served another way."""
         return replace(self, step=step)
+
+    @property
+    def set_name(self) -> str:
+        """`64k`, or a file's name."""
+        return (self.trace or "sample").rpartition("/")[2].removeprefix("paper-")
 
     @property
     def cluster(self) -> str:
@@ -63,7 +71,7 @@ class Case:
     def setup(self) -> str:
         """For people: everything but the step."""
         load = f"{self.agents} agents" if self.agents_per_s is None else f"{self.agents_per_s:.3g} agents/s"
-        return f"{self.model} {self.trace.removeprefix('paper-')} {self.cluster}, {load}"
+        return f"{self.model} {self.set_name} {self.cluster}, {load}"
 
     def config(self) -> RunConfig:
         config = _loaded(
@@ -76,6 +84,7 @@ class Case:
             arrivals="closed" if self.agents_per_s is None else "poisson",
             agents_per_s=self.agents_per_s,
             trace_window=self.window,
+            tool_wait_scale=1.0 if self.tool_wait_s else self.tool_wait_scale,
             engines=replace(config.engines, prefill_nodes=self.prefill_nodes, decode_nodes=self.decode_nodes),
             simulation=replace(config.simulation, horizon_s=self.horizon_s),
         )
@@ -94,6 +103,7 @@ class Case:
             "append_scale": self.append_scale,
             "output_scale": self.output_scale,
             "tool_wait_s": self.tool_wait_s,
+            "tool_wait_scale": self.tool_wait_scale,
             "rounds_of_each_session": self.window,
         }
 

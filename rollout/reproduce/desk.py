@@ -15,6 +15,8 @@ class Desk:
     """One run of a script."""
 
     runner: Runner
+    traces: tuple[str, ...] = ()
+    """Recorded agents, where a row wants some."""
     comparisons: list[Comparison] = field(default_factory=list)
     series: dict[str, Any] = field(default_factory=dict)
     """What plots and tables are made of, by row."""

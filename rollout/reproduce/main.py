@@ -33,7 +33,10 @@ SIMULATED = (
 def main(
     program: str, rows: Mapping[str, Row], long_rows: Sequence[str], arguments: Sequence[str] | None = None
 ) -> int:
-    """0 when it simulated, 1 when no row gave a figure, 2 for bad input, 130 when interrupted."""
+    """0 when it simulated, 1 when no row gave a figure, 2 for bad input, 130 when interrupted.
+
+    `long_rows` run only where they are asked for by name.
+    """
     options = _parser(program, rows, long_rows).parse_args(arguments)
     errors = make_console(stderr=True)
     try:
@@ -42,7 +45,8 @@ def main(
     except (UserError, WrongInput) as error:
         errors.print(f"{program}: error: {error}", soft_wrap=True)
         return 2
-    desk = Desk(Runner(lambda text: errors.print(text, soft_wrap=True), quick=options.quick))
+    runner = Runner(lambda text: errors.print(text, soft_wrap=True), quick=options.quick)
+    desk = Desk(runner, tuple(options.trace or ()))
     conditions, began_s, code = _conditions(quick=options.quick), time.monotonic(), 0
     try:
         for name in chosen:
@@ -87,6 +91,12 @@ def _parser(program: str, rows: Mapping[str, Row], long_rows: Sequence[str]) -> 
     last = f"; only so: {', '.join(long_rows)}" if long_rows else ""
     parser.add_argument(
         "--only", action="append", metavar="ROW", help=f"one of {', '.join(rows)}; may be repeated{last}"
+    )
+    parser.add_argument(
+        "--trace",
+        action="append",
+        metavar="PATH",
+        help="recorded agents, for rows that replay some; may be repeated",
     )
     return parser
 

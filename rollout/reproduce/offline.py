@@ -32,7 +32,7 @@ def offline(desk: Desk) -> None:
         for case in cases:
             foot_s, ours_s, floor_s = (run.jct_s(case.served(step)) for step in (FOOT, DUALPATH, FLOOR))
             speedups.append(foot_s / ours_s)
-            name = f"{model}_{case.trace.removeprefix('paper-')}_{case.agents}"
+            name = f"{model}_{case.set_name}_{case.agents}"
             desk.tell(Comparison("offline", f"speedup_{name}", case.setup, foot_s / ours_s, "x"))
             desk.tell(Comparison("offline", f"over_oracle_{name}", case.setup, ours_s / floor_s, "ratio"))
         desk.tell(

@@ -105,7 +105,7 @@ class Runner:
 def _sessions(case: Case) -> list[Session]:
     sessions = _loaded(case.trace)
     if case.append_scale != 1 or case.output_scale != 1:
-        longest = PAPER_SETS[case.trace].max_context
+        longest = PAPER_SETS[case.trace or ""].max_context
         sessions = scaled(sessions, case.append_scale, case.output_scale, longest)
     if case.tool_wait_s:
         sessions = with_tool_waits(sessions, case.tool_wait_s)
@@ -113,7 +113,7 @@ def _sessions(case: Case) -> list[Session]:
 
 
 @lru_cache(maxsize=4)
-def _loaded(trace: str) -> list[Session]:
+def _loaded(trace: str | None) -> list[Session]:
     return load_sessions(trace)
 
 

@@ -102,7 +102,7 @@ def _cluster(config: RunConfig, profile: ModelProfile) -> SimCluster:
         copy_bytes_per_s=simulation.copy_bytes_per_s,
         prefill_staging_bytes=staging_bytes,
         decode_staging_bytes=int(config.kvstore.staging_bytes * share),
-        dram_bytes=int(config.kvstore.dram_bytes * share),
+        dram_bytes=int(config.kvstore.dram_bytes * share) + simulation.dram_bytes,
         prefill_hbm_bytes=engines.prefill_hbm_bytes,
         decode_kv_bytes=engines.decode_kv_bytes,
         decode_max_requests=engines.decode_max_requests,
