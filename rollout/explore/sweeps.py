@@ -1,6 +1,6 @@
 """JCT over KV bytes per token, the rate of storage NICs, and the division of nodes, for every read plan.
 
-Where does dual path stop mattering? The base is the paper's 2P4D with DeepSeek-V3.2; one thing varies at a time.
+Where does dual path stop mattering? The base is the paper's 2P4D with DeepSeek-V3.2; one thing varies.
 """
 
 from __future__ import annotations
