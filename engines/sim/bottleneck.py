@@ -29,17 +29,23 @@ def resource_uses(spec: SimSpec, result: SimResult) -> tuple[Use, ...]:
     """Every kind of link, and the prefill GPUs; the most used first. Empty if nothing finished."""
     if not result.jct_s > 0:
         return ()
-    forwards, cluster = result.forwards, spec.cluster
-    gpus = cluster.prefill_nodes * cluster.gpus_per_node
-    in_group = max(cluster.prefill_ep_nodes * cluster.gpus_per_node, 1)
-    busy_s = float(np.sum(forwards.took_s)) * in_group
-    uses = [Use("prefill GPUs", busy_s / (gpus * result.jct_s))]
+    uses = [Use("prefill GPUs", _computing_s(spec, result) / result.jct_s)]
     uses += [
         Use(link.link, link.busy_s / result.jct_s)
         for link in result.links
         if math.isfinite(link.bytes_per_s) and link.total_bytes
     ]
     return tuple(sorted(uses, key=lambda use: -use.share))
+
+
+def _computing_s(spec: SimSpec, result: SimResult) -> float:
+    """Seconds for which the mean prefill GPU computed or waited for the slowest of its group to."""
+    forwards, cluster, profile = result.forwards, spec.cluster, spec.profile
+    in_group = max(cluster.prefill_ep_nodes * cluster.gpus_per_node, 1)
+    once, new = (profile.num_layers * weight for weight in profile.rest_s)
+    rest_s = once + new * forwards.new_tokens / np.maximum(forwards.members, 1)
+    busy_s = float(np.sum(forwards.attention_max_s + rest_s)) * in_group
+    return busy_s / (cluster.prefill_nodes * cluster.gpus_per_node)
 
 
 def phase_seconds(result: SimResult) -> dict[str, float]:
