@@ -28,6 +28,7 @@ CONFIG_MODULES = (
     "engines/model/profile.py",
     "engines/scheduling/settings.py",
     "rollout/config.py",
+    "rollout/simulation_config.py",
     "rollout/controller_config.py",
     "rollout/sandbox/config.py",
     "rollout/tools/config.py",
