@@ -62,6 +62,8 @@ def main(
     console.print(comparison_table(desk.comparisons, quick=options.quick))
     for name, reason in desk.left_out.items():
         console.print(f"not had: {name}: {reason}", soft_wrap=True)
+    if options.quick:
+        console.print("quick: fewer agents, 3 rounds of each; set-ups name the full size")
     console.print(SIMULATED, soft_wrap=True)
     return code or int(not desk.comparisons)
 

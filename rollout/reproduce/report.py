@@ -15,17 +15,17 @@ _MET = {True: "yes", False: "no", None: ""}
 def comparison_table(comparisons: Sequence[Comparison], *, quick: bool) -> Table:
     """Ours beside the paper's; nothing is judged in a quick run."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for header in ("figure", "set-up"):
-        table.add_column(header, overflow="fold")
+    table.add_column("figure", no_wrap=True)
+    table.add_column("set-up", overflow="fold")
     for header in ("ours", "paper", "goal", "met"):
         table.add_column(header, justify="right", no_wrap=True)
     row = ""
     for each in comparisons:
-        if row and each.row != row:
-            table.add_section()
-        row = each.row
+        if each.row != row:
+            row = each.row
+            table.add_row(f"[bold]{row}[/bold]")
         table.add_row(
-            f"{each.row}: {each.name}",
+            f"  {each.name}",
             each.setup,
             f"{_number(each.ours)} {each.unit}",
             _paper(each),
