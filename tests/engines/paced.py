@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from engines.model.paced_spec import PacedSpec
 from engines.model.profile import ModelProfile
 from engines.types import PromptKeys
 from tests.engines.local_cluster import cluster_spec
+from tests.engines.made_profile import THE_REST
 
 PROFILE = ModelProfile(
     name="tiny",
@@ -25,18 +26,7 @@ PROFILE = ModelProfile(
     decode_s=(1e-4, 1e-6, 1e-9),
     decode_collective_s=(0.0, 0.0),
     collective_bytes=(0, 0),
-    max_context_tokens=1 << 20,
-    active_parameters=1e6,
-    attention_flops=(0.0, 1e3),
-    weights_bytes=(1e6, 0.0),
-    expert_parallel_gpus=1,
-    gpu_memory_bytes=1e9,
-    origins={
-        field.name: "assumed"
-        for field in fields(ModelProfile)
-        if field.name not in ("name", "origins", "tables_sha256")
-    },
-    tables_sha256=None,
+    **THE_REST,
 )
 SPEC = PacedSpec(PROFILE, scale=10, time_scale=1)
 """64 bytes a token and layer."""

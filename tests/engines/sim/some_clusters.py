@@ -15,6 +15,7 @@ from engines.sim.result import SimResult
 from engines.sim.simulate import simulate
 from engines.sim.spec import SimCluster, SimSpec
 from engines.sim.workload import KEEP_ALL, SimAgent, SimRounds
+from tests.engines.made_profile import THE_REST
 
 BLOCK = 10
 LAYERS = 4
@@ -32,6 +33,7 @@ PROFILE = ModelProfile(
     decode_s=(1e-2, 0.0, 0.0),
     decode_collective_s=(0.0, 0.0),
     collective_bytes=(0, 0),
+    **THE_REST,
 )
 
 
