@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rollout.reproduce.case import DUALPATH, Case
 from rollout.reproduce.desk import Desk
-from rollout.reproduce.online import arriving
+from rollout.reproduce.online import TABLE_3, arriving
 from rollout.reproduce.paper import Comparison, PaperValue
 
 _AGENTS_PER_UNIT = 2048
@@ -22,14 +22,25 @@ def scale_out(desk: Desk) -> None:
 def large_scale(desk: Desk) -> None:
     """48P96D, 1,152 GPUs, 48k agents; and 44P88D online."""
     _tell_offline(desk, (1, 24))
-    case = Case("dsv32_660b", "paper-48k", 2 * _ONLINE_UNITS, 4 * _ONLINE_UNITS, 1, DUALPATH)
-    case = arriving(case, _ONLINE_AGENTS_PER_S, _ONLINE_HORIZON_S / (30 if desk.quick else 1))
-    outcome = desk.runner.run(case)
+    horizon_s = _ONLINE_HORIZON_S / (30 if desk.quick else 1)
+    unit, many = (
+        arriving(
+            Case("dsv32_660b", "paper-48k", 2 * units, 4 * units, 1, DUALPATH),
+            units * _ONLINE_AGENTS_PER_S / _ONLINE_UNITS,
+            horizon_s,
+        )
+        for units in (1, _ONLINE_UNITS)
+    )
     for figure, paper in _STEADY_ONLINE.items():
-        ours = getattr(outcome, figure)
-        if ours is not None:
-            value = PaperValue.within(0.25, paper)
-            desk.tell(Comparison("large_scale", f"{figure}_8.8", case.setup, ours, "s", value))
+        ours, alone = (getattr(desk.runner.run(case), figure) for case in (many, unit))
+        if ours is None or alone is None:
+            continue
+        value = PaperValue.within(0.25, paper)
+        desk.tell(Comparison("large_scale", f"{figure}_8.8", many.setup, ours, "s", value))
+        ratio = PaperValue(paper / TABLE_3[figure], "stated", 0.03)
+        desk.tell(
+            Comparison("large_scale", f"{figure}_8.8_over_0.4", many.setup, ours / alone, "ratio", ratio)
+        )
 
 
 def _tell_offline(desk: Desk, units: tuple[int, ...]) -> None:

@@ -57,7 +57,7 @@ def plan_splits(config: RunConfig, say: Callable[[str], None]) -> list[Split]:
     possible = _possible(config, nodes)
     sessions = load_sessions(config.trace)
     found: dict[int, Split] = {}
-    while (prefill_nodes := _next(possible, found, config.budget.simulations)) is not None:
+    while (prefill_nodes := next_division(possible, found, config.budget.simulations)) is not None:
         split = found[prefill_nodes] = _simulated(_divided(config, prefill_nodes, nodes), sessions)
         say(f"{split.name}: JCT {split.jct_s:,.0f} s, {split.bottleneck}")
     return sorted(found.values(), key=lambda split: (split.jct_s, split.prefill_nodes))
@@ -78,7 +78,7 @@ def _possible(config: RunConfig, nodes: int) -> list[int]:
     return possible
 
 
-def _next(possible: list[int], found: dict[int, Split], most: int) -> int | None:
+def next_division(possible: list[int], found: dict[int, Split], most: int) -> int | None:
     """What to simulate next; None: enough."""
     left = [each for each in possible if each not in found]
     if not left or len(found) >= most:
