@@ -68,15 +68,15 @@ def _run(options: argparse.Namespace) -> int:
 
         return run_doctor(config, overrides)
 
-    from rollout.preflight import check
-
-    replay = check(config)
-
     if config.job in ("simulate", "plan"):
         from rollout.simulation.job import run_plan, run_simulation
 
         run = run_simulation if config.job == "simulate" else run_plan
         return run(config, overrides)
+
+    from rollout.preflight import check
+
+    replay = check(config)
 
     from rollout.job import run_job
 

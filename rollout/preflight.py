@@ -24,8 +24,6 @@ _PROCESS_BYTES = 400 << 20
 
 def check(config: RunConfig) -> ReplayPlan | None:
     """Raise UserError with one line for the first thing that cannot work; what a replay is about to do."""
-    if config.job in ("simulate", "plan"):
-        return None  # they start nothing, and judge their own input before they write anything
     _check_tasks(config)
     _check_decision_log(config.scheduler.decision_log, overwrite=config.overwrite)
     if config.engines.kind == "paced":

@@ -23,9 +23,6 @@ FOOT, LAYERWISE, DUAL_PATH, DUALPATH, OURS, FLOOR = (
     ORACLE,
 )
 """The paper's Basic, + Layer, + DPL and + Sched (its system); then `split`, and its Oracle with our plan."""
-_QWEN_STAGING = ("kvstore.staging_bytes=40000000000",)
-"""320 GB of buffers a node for Qwen (DualPath, arXiv 2602.21548, A.4); a GPU's share."""
-_OWN = {"qwen25_32b": _QWEN_STAGING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +71,7 @@ class Case:
         return f"{self.model} {self.set_name} {self.cluster}, {load}"
 
     def config(self) -> RunConfig:
-        config = _loaded(
-            (f"model_profile={self.model}", *_OWN.get(self.model, ()), *self.step.overrides, *self.overrides)
-        )
+        config = _loaded((f"model_profile={self.model}", *self.step.overrides, *self.overrides))
         return replace(
             config,
             trace=self.trace,
