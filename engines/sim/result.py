@@ -111,8 +111,8 @@ class SimResult:
     snic: SnicUse
     links: tuple[LinkLoad, ...]
     read_bytes: dict[str, float]
-    """By side: `prefill_side`, `decode_side`, `dram`; and `ahead`, before anybody asked: what of that was used
-    came from `dram`."""
+    """By side: `prefill_side`, `decode_side`, `dram`; and `ahead`, before anybody asked: what of that was
+    used came from `dram`."""
     written_bytes: float
     forwards: ForwardTable
     decode_steps: float
