@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from engines.model.paced_spec import PacedSpec
 from engines.persist_reserve import num_reserve_slots
 from engines.sim.spec import SimCluster, SimSpec
-from engines.sim.workload import KEEP_ALL, SimAgent, SimRounds
+from engines.sim.workload import SimAgent, SimRounds
 from rollout.config import RunConfig
 from rollout.paced_engines import paced_spec
 from rollout.replay import ReplayPlan
-from rollout.traces.session import Session
+from rollout.simulation.agents import columns
 
 
 def twin_spec(plan: ReplayPlan) -> SimSpec:
@@ -61,18 +59,6 @@ def twin_agents(plan: ReplayPlan) -> list[SimAgent]:
         )
         for number, task in enumerate(plan.tasks)
     ]
-
-
-def columns(session: Session, tool_wait_scale: float) -> SimRounds:
-    """A session's rounds, counted; recorded waits times `tool_wait_scale`."""
-    rounds = session.rounds
-    keep = [KEEP_ALL if each.keep_tokens is None else each.keep_tokens for each in rounds]
-    return SimRounds(
-        append_tokens=np.array([each.append_tokens for each in rounds], np.int32),
-        output_tokens=np.array([each.output_tokens for each in rounds], np.int32),
-        tool_wait_s=np.array([each.tool_wait_s * tool_wait_scale for each in rounds], np.float32),
-        keep_tokens=np.array(keep, np.int32),
-    )
 
 
 def _cluster(config: RunConfig, paced: PacedSpec) -> SimCluster:
