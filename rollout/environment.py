@@ -14,7 +14,7 @@ ToolSchema = dict[str, Any]
 
 
 class ToolError(Exception):
-    """A tool refuses its input; the message is short and meant for the model. Nothing was done."""
+    """A tool says no; the message is short and meant for the model. Nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)

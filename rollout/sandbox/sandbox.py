@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rollout.environment import ToolError
 from rollout.sandbox import seccomp
 from rollout.sandbox.bubblewrap import FOLDERS, NOBODY, SandboxUnavailable, command, environment
 from rollout.sandbox.config import SandboxConfig
@@ -29,10 +30,11 @@ from rollout.sandbox.config import SandboxConfig
 START_DEADLINE_S = 30.0
 ANSWER_SLACK_S = 10.0
 """How much longer than its command may run the sandbox may take to answer."""
+_END_DEADLINE_S = 2.0
 _WARDEN = Path(__file__).with_name("warden.py")
 
 
-class SandboxBroken(Exception):
+class SandboxBroken(ToolError):
     """The sandbox itself ended or did not answer; its files are gone."""
 
 
@@ -77,11 +79,22 @@ class Sandbox:
         self._closed = True
         process, self._process = self._process, None
         if process is not None:
+            await self._end(process, politely=not self._one_at_a_time.locked())
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _end(self, process: asyncio.subprocess.Process, *, politely: bool) -> None:
+        """Politely, bubblewrap reaps what it started. While a command runs, or if that fails, it is killed."""
+        assert process.stdin is not None
+        process.stdin.close()
+        if politely:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_DEADLINE_S):
+                    await process.wait()
+        if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _run(self, request: dict[str, Any]) -> Ran:
         if self._closed:
