@@ -30,7 +30,8 @@ ANSWER_SLACK_S = 30.0
 logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 """How soon a change of `max_running` is noticed when nothing else happens."""
-_ASK_DEADLINE_S = 2.0
+_ABORT_DEADLINE_S = 2.0
+_ASK_DEADLINE_S = 10.0
 """For questions to a worker that nobody's work depends on."""
 
 
@@ -98,6 +99,8 @@ class Controller:
         """Failed trajectories that were played again, since the start."""
         self._workers = list(workers)
         self._loads = [0] * len(self._workers)
+        self._glances = [Glance()] * len(self._workers)
+        """What each worker said last of its agents."""
         self._gone: set[int] = set()
         """Workers that failed: they play nothing more while there is another."""
         self._rules = rules
@@ -141,7 +144,8 @@ class Controller:
             await self._abort(trajectory_id, found[1])
 
     async def glance(self, num_oldest: int) -> Glance:
-        """What all workers' agents do now; workers that do not say so soon are named."""
+        """What all workers' agents do now; of workers that do not answer, which are named, what they said
+        last."""
         asked = (self._glance(index, num_oldest) for index in range(len(self._workers)))
         return Glance.of(await asyncio.gather(*asked), num_oldest)
 
@@ -246,15 +250,16 @@ class Controller:
 
     async def _abort(self, trajectory_id: str, index: int) -> None:
         with suppress(EngineError, TimeoutError):  # then its answer's deadline ends it
-            async with asyncio.timeout(_ASK_DEADLINE_S):
+            async with asyncio.timeout(_ABORT_DEADLINE_S):
                 await self._workers[index].abort(trajectory_id)
 
     async def _glance(self, index: int, num_oldest: int) -> Glance:
         try:
             async with asyncio.timeout(_ASK_DEADLINE_S):
-                return await self._workers[index].glance(num_oldest)
+                self._glances[index] = await self._workers[index].glance(num_oldest)
+                return self._glances[index]
         except (EngineError, TimeoutError):
-            return Glance(silent=(f"worker-{index}",))
+            return replace(self._glances[index], silent=(f"worker-{index}",))
 
     def _least_loaded(self) -> int:
         there = [index for index in range(len(self._workers)) if index not in self._gone]

@@ -38,7 +38,7 @@ class StallPolicy:
 
     def told(self, now_s: float, glance: Glance) -> float | None:
         """For how long nothing has moved, if that is to be said now."""
-        if self._moved is None or self._has_moved(self._moved[0], glance):
+        if self._moved is None or self._moved[0] != glance.num_moves or not (glance.oldest or glance.silent):
             self._moved = glance.num_moves, now_s
             self._tell_after_s = self._stall_s
             return None
@@ -47,12 +47,6 @@ class StallPolicy:
             return None
         self._tell_after_s = 2 * still_s
         return still_s
-
-    def _has_moved(self, num_before: int, glance: Glance) -> bool:
-        """Where nobody runs nobody is stuck; who does not answer has not moved."""
-        if glance.silent:
-            return False
-        return glance.num_moves != num_before or not glance.oldest
 
 
 class Watched(Protocol):

@@ -181,11 +181,25 @@ def test_what_agents_do_is_asked_of_all_workers_and_silence_is_named() -> None:
         async def stacks(self) -> str:
             raise EngineFailed("the worker is dead")
 
-    controller = Controller([ScriptedWorker(), Silent(), ScriptedWorker()], max_running=None, wall_time_s=5.0)
-    glance = asyncio.run(controller.glance(1))
+    class Silencing(ScriptedWorker):
+        answers = True
+
+        async def glance(self, num_oldest: int) -> Glance:
+            if not self.answers:
+                raise EngineFailed("it does not answer any more")
+            return await super().glance(num_oldest)
+
+    stacked = Controller([ScriptedWorker(), Silent(), ScriptedWorker()], max_running=None, wall_time_s=5.0)
+    glance = asyncio.run(stacked.glance(1))
     assert (glance.num_moves, glance.num_turns, glance.silent) == (6, 4, ("worker-1",))
+    silenced = Silencing()
+    controller = Controller([silenced], max_running=None, wall_time_s=5.0)
+    assert asyncio.run(controller.glance(1)).silent == ()
+    silenced.answers = False
+    again = asyncio.run(controller.glance(1))
+    assert (again.num_moves, again.silent) == (3, ("worker-0",)), "what it said last still holds"
     assert [str(agent) for agent in glance.oldest] == ["g0/0: 5 s, 2 turns, in decode for 1 s"]
-    told = asyncio.run(controller.stacks())
+    told = asyncio.run(stacked.stacks())
     assert set(told) == {"driver", "worker-0", "worker-2"}
     assert "in Controller.stacks" in told["driver"]
 
