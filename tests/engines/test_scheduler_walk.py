@@ -92,7 +92,7 @@ class Walk:
             (2, self.expect),
             (4, self.announce),
             (1, self.lose),
-            (2, self.lose_hit),
+            (1, self.lose_hit),
             (1, self.settle_late),
             (1, self.resolve),
             (1, self.cancel),
