@@ -108,6 +108,7 @@ def test_run_dir_names_the_job():
         "resume=runs/earlier",
         "overwrite=true",
         "seed=5",
+        "sandbox.kind=unsafe",
     ],
 )
 def test_an_override_of_the_run_contract_reaches_its_field(override):
@@ -167,6 +168,10 @@ def test_the_configuration_is_frozen_and_slotted():
         (["zebra=blue"], ["unknown key zebra", "job", "seed"]),
         (["+task.colour=blue"], ["unknown key task.colour", "group_size"]),
         (["task.group_size=0"], ["task.group_size", ">= 1", "got 0"]),
+        (["task.environment=chess"], ["task.environment", "word_problems", "module:Class", "chess"]),
+        (["sandbox=cage"], ["sandbox=cage", "bubblewrap, unsafe"]),
+        (["sandbox.processes=1"], ["sandbox.processes", ">= 8", "1"]),
+        (["tools.attempts=0"], ["tools.attempts", ">= 1", "0"]),
         (["task.group_size=two"], ["task.group_size", "integer", "two"]),
         (["task.group_size=true"], ["task.group_size", "integer", "true"]),
         (["task.group_size=1.5"], ["task.group_size", "integer", "1.5"]),

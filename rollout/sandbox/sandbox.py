@@ -84,7 +84,7 @@ class Sandbox:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _end(self, process: asyncio.subprocess.Process, *, politely: bool) -> None:
-        """Politely, bubblewrap reaps what it started. While a command runs, or if that fails, it is killed."""
+        """Politely, bubblewrap reaps what it started. While a command runs, or if that fails, it dies."""
         assert process.stdin is not None
         process.stdin.close()
         if politely:
