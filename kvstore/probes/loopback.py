@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Self
 
 import numpy as np
@@ -20,7 +21,7 @@ _HEAD_BYTES = 8
 
 
 class LoopbackServer:
-    """Takes what one client sends, on a thread of its own, into `nbytes` of memory from front to back."""
+    """Takes what clients send, one client at a time, on a thread: into `nbytes` of memory, front to back."""
 
     def __init__(self, nbytes: int) -> None:
         self._memory = np.zeros(nbytes, np.uint8).data
@@ -33,19 +34,28 @@ class LoopbackServer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._listener.close()
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join(_DEADLINE_S)
+        self._listener.close()
 
     def _serve(self) -> None:
+        with suppress(OSError):  # the listener is closed
+            while True:
+                self._take(self._listener.accept()[0])
+
+    def _take(self, sock: socket.socket) -> None:
         """Put down what is announced, and say when all of it is there, until the client goes."""
-        start, sock = 0, self._listener.accept()[0]
+        start = 0
         with sock:
             while head := sock.recv(_HEAD_BYTES, socket.MSG_WAITALL):
                 nbytes = int.from_bytes(head)
                 start = 0 if start + nbytes > len(self._memory) else start
                 end = start + nbytes
                 while start < end:
-                    start += sock.recv_into(self._memory[start:end], 0, socket.MSG_WAITALL)
+                    num_bytes = sock.recv_into(self._memory[start:end], 0, socket.MSG_WAITALL)
+                    if not num_bytes:
+                        return
+                    start += num_bytes
                 sock.sendall(b"+")
 
 
@@ -54,7 +64,6 @@ class Loopback:
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), _DEADLINE_S)
-        self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> Self:
@@ -64,7 +73,7 @@ class Loopback:
         self._socket.close()
 
     def send(self, memory: Bytes) -> float:
-        """Seconds until all of it is at the other end."""
+        """Seconds until all of it is at the other end. Raises OSError, also where nothing moves for long."""
         started_s = time.perf_counter()
         self._socket.sendall(memory.nbytes.to_bytes(_HEAD_BYTES))
         self._socket.sendall(memory.data)

@@ -53,6 +53,13 @@ def test_all_bytes_are_through_when_a_loopback_says_so():
             assert loopback.send(np.ones(nbytes, np.uint8)) > 0
 
 
+def test_a_loopback_serves_one_client_after_another():
+    with LoopbackServer(1 << 20) as server:
+        for _ in range(3):
+            with Loopback(server.port) as loopback:
+                assert loopback.send(np.ones(1 << 20, np.uint8)) > 0
+
+
 def test_the_place_of_the_store_tells_its_file_system_and_its_room(store, tmp_path):
     place, direct = probe_store_place(store, tmp_path / "kv")
     assert place.verdict is not Verdict.FAIL
