@@ -73,18 +73,16 @@ def _by_size(sizes: Offsets) -> Iterator[tuple[int, slice | Offsets]]:
 
 def _copy_large(destination: Bytes, to: Offsets, source: Bytes, start: Offsets, nbytes: int) -> Iterator[int]:
     """Yields, before each portion, how many pieces are done."""
-    # From front to back: entries of the page table that lie side by side come in one look at memory.
-    order = np.argsort(to)
-    ends = zip(to[order].tolist(), start[order].tolist(), strict=True)
     # Arrays let go of the GIL, and for as long as this it is worth it.
     keeps_gil = nbytes < PORTION_BYTES
     into: Any = destination.data if keeps_gil else destination
     out_of = source.data if keeps_gil else source
     step = max(1, _LARGE_PORTION_BYTES // nbytes)
-    for number, (there, here) in enumerate(ends):
-        if number % step == 0:
-            yield number
-        into[there : there + nbytes] = out_of[here : here + nbytes]
+    for first in range(0, len(to), step):
+        yield first
+        part = slice(first, first + step)
+        for there, here in zip(to[part].tolist(), start[part].tolist(), strict=True):
+            into[there : there + nbytes] = out_of[here : here + nbytes]
 
 
 def _copy_small(destination: Bytes, to: Offsets, source: Bytes, start: Offsets, nbytes: int) -> Iterator[int]:
