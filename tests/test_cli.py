@@ -65,7 +65,7 @@ def test_help_names_every_group_with_its_choices(tmp_path):
         "ssd",
         "smoke | tiny_rl",
         "wandb_offline | wandb_online",
-        "doctor | replay | rollout | train",
+        "doctor | plan | replay | rollout | simulate | train",
     ):
         assert choice in text
 
