@@ -10,13 +10,7 @@ import pytest
 from engines.absences import Absences
 from engines.cluster_watch import ClusterWatch
 from engines.errors import EngineFailed
-from engines.expected_blocks import ExpectedBlocks
 from engines.last_answers import LastAnswers
-from engines.types import EngineId
-from kvstore.keys import BlockKey
-
-D0, D1 = EngineId("decode-0-0"), EngineId("decode-1-0")
-A, B = BlockKey(b"a"), BlockKey(b"b")
 
 
 @dataclass
@@ -106,18 +100,6 @@ def test_one_question_without_an_answer_accuses_nobody() -> None:
         watch.close()
 
     asyncio.run(run())
-
-
-def test_the_blocks_of_an_engine_that_is_gone_are_those_it_still_persists() -> None:
-    expected = ExpectedBlocks()
-    expected.add(D0, [A, B])
-    expected.add(D1, [B])
-    expected.add(D0, [A])
-    expected.stored([A])
-    assert expected.take_from(D0) == [B]
-    assert len(expected) == 1
-    expected.failed([B, A])
-    assert (len(expected), expected.take_from(D1)) == (0, [])
 
 
 def test_a_part_that_answers_no_more_counts_with_what_it_said_last() -> None:

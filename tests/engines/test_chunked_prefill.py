@@ -295,7 +295,7 @@ def test_paced_batches_keep_to_the_attention_quota(tmp_path: Path) -> None:
     # Bytes are checked in HBM by the runner, so chunks also fetch back what they should.
     spec = paced_spec(tmp_path, burst_linger_s=0.1)
     quota_s = PROFILE.num_layers * SPEC.step_times.attention_s(PromptWork.of(0, 50))
-    spec = with_scheduler(spec, batching="auto", attention_quota_s=quota_s, read_plan="split")
+    spec = with_scheduler(spec, batching="quota", attention_quota_s=quota_s, read_plan="split")
     kept: dict[str, tuple[Forward, ...]] = {}
 
     async def run() -> dict[str, float]:

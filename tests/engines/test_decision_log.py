@@ -14,7 +14,7 @@ from engines.decision_log import DecisionsDiffer, replay
 from tests.engines.conversations import conversation
 from tests.engines.local_cluster import cluster_spec
 from tests.engines.scheduler_bench import open_bench
-from tests.engines.test_scheduler_walk import Walk
+from tests.engines.test_scheduler_walk import Walk, add_prefill_node
 from tests.engines.tiny_models import save_tiny_model
 
 
@@ -23,6 +23,7 @@ def log_of_walk(path: Path, plan: ReadPlanName, seed: int, **settings: object) -
 
     async def run() -> None:
         bench = await open_bench(60, 3, plan, decision_log=str(path), **settings)
+        await add_prefill_node(bench)
         walk = Walk(bench, seed, dram_slots=3)
         for _ in range(70):
             await walk.step()

@@ -500,6 +500,9 @@ def test_no_walk_through_the_scheduler_leaks_or_gets_stuck(first_seed: int, plan
     assert sum(walk.num_shared for walk in walks) > (20 if plan == "basic" else 5)
     read, late = (sum((getattr(w, n) for w in walks), Counter()) for n in ("num_read", "num_late"))
     expected = {ReadSide.PREFILL} if plan == "basic" else {ReadSide.PREFILL, ReadSide.DECODE}
-    assert set(read) - {ReadSide.DRAM} == set(late) == expected, (read, late)
+    assert set(read) - {ReadSide.DRAM} == expected, read
+    # Late reads are rare: sides taken in turn show them on both sides only in some hundreds of walks.
+    assert late
+    assert set(late) <= expected if plan == "alternate" else set(late) == expected, late
     moved = sum((walk.num_moved for walk in walks), Counter())
     assert set(moved) == ({ReadSide.PREFILL, ReadSide.DECODE} if plan == "split" else set()), moved
