@@ -24,16 +24,16 @@ class LateReads:
         self._tell = tell
         self._closed = threading.Event()
         self._telling: set[asyncio.Task[None]] = set()
-        self._slots: set[SlotId] = set()
+        self._late: set[SlotId] = set()
 
     def __contains__(self, slot: SlotId) -> bool:
         """Whether a late read may still write into the slot."""
-        return slot in self._slots
+        return slot in self._late
 
     def watch(self, late: Mapping[SlotId, threading.Event]) -> None:
         """`late`: what is set when the read into the slot has ended."""
         loop = asyncio.get_running_loop()
-        self._slots.update(late)
+        self._late.update(late)
 
         def watch() -> None:
             waiting, end_s = dict(late), time.monotonic() + _DEADLINE_S
@@ -53,7 +53,7 @@ class LateReads:
         self._closed.set()
 
     def _settled(self, slots: list[SlotId]) -> None:
-        self._slots.difference_update(slots)
+        self._late.difference_update(slots)
 
         async def tell() -> None:
             with suppress(EngineFailed):  # the scheduler is gone: others will say so
