@@ -22,7 +22,8 @@ from kvstore.layout import PAGE_BYTES
 from kvstore.store import Bytes
 
 _PROBE_NAME = re.compile(r"\.probe-[0-9a-f]{16}")
-_PROBES = 3
+_PROBES = 20
+"""A new file is another's prey only until it is open, but many processes may start at once."""
 
 
 def aligned_buffer(nbytes: int) -> Bytes:
