@@ -42,7 +42,8 @@ BATCH = 64
 ACK_TIMEOUT = 17
 """A packet that is not acknowledged in 4.096 us * 2 ** this (0.5 s) is sent again, _RETRIES times. A NIC may
 take up to four times as long. KV traffic waits behind MODEL traffic, so this must not be short."""
-_RETRIES = 7
+_RETRIES = 6
+"""Not the largest number, 7: soft-RoCE takes that for no end."""
 _RNR_TIMER = 12
 _HOP_LIMIT = 64
 _PSN_BITS = 24
