@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 DEVICES = Path("/sys/class/infiniband")
 OUTCOMES_VARIABLE = "RDMA_TESTS_OUTCOMES"
 """Where the guest's pytest writes what became of each test, a JSON line each."""
-TIMEOUT_S = 600.0
+TIMEOUT_S = 1500.0
 """Of the whole guest; each test in it has its own, as everywhere."""
 MEMORY_MIB = 4096
 PLUGINS = ("-p", "pytest_timeout", "-p", "no:cacheprovider")
