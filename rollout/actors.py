@@ -14,6 +14,7 @@ import asyncio
 import gc
 import inspect
 import os
+import socket
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
@@ -31,6 +32,7 @@ from rollout.exchange import Desk, Line, NoAnswer
 
 CALL_DEADLINE_S = 3600.0
 """Longest any call may take; callers that know better bring their own deadline."""
+_LISTENER_DEADLINE_S = 5.0
 OBJECT_STORE_BYTES = 1 << 30
 """Room for two buckets of weights per engine and what Ray needs itself."""
 _BUNDLE_CPUS = 1
@@ -130,6 +132,13 @@ class Proxy:
         return line
 
 
+def _require_listener(address: str) -> None:
+    """Raises OSError if nobody listens at "host:port": Ray itself asks for two minutes and then exits."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), _LISTENER_DEADLINE_S).close()
+
+
 class RayCluster:
     """A Ray this job started, or one it joined. Only what it started is stopped."""
 
@@ -172,6 +181,7 @@ class RayCluster:
                     **common,
                 )
             else:
+                _require_listener(address)
                 ray.init(address=address, **common)
         except Exception as error:  # Ray raises bare ones where a process of its own is slow to start
             what = (

@@ -82,13 +82,13 @@ def test_cfg_prints_the_overridden_configuration(tmp_path):
     [
         (["task.grop_size=3"], ["task.grop_size", "task.group_size"]),
         (["seed=soon"], ["seed", "soon", "integer"]),
-        (["job=sleep"], ["job=sleep", "doctor, replay, rollout, train"]),
+        (["job=sleep"], ["job=sleep", "doctor, plan, replay, rollout, simulate, train"]),
         (["kvstore=tape"], ["kvstore=tape", "ssd"]),
         (["task.group_size"], ["task.group_size", "key=value"]),
         (["--frobnicate"], ["--frobnicate", "--help"]),
         (["--cfg", "everything"], ["everything", "job"]),
         (["--cfg", "job", "seed=-1"], ["seed", ">= 0", "-1"]),
-        (["job=replay", "model_profile=null"], ["model_profile=null", "dsv32_660b, qwen25_32b"]),
+        (["job=replay", "model_profile=null"], ["model_profile=null", "dsv32_660b, hf, qwen25_32b"]),
         (["job=replay", "scheduler.decision_log=no/where"], ["scheduler.decision_log=no/where", "folder"]),
     ],
 )
