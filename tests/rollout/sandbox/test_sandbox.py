@@ -71,7 +71,7 @@ def test_files_stay_between_commands_and_processes_do_not(config: SandboxConfig)
     async def act(sandbox: Sandbox) -> None:
         ran = await sandbox.run(["bash", "-c", "cat > note; sleep 86399.1 &"], "remember\n")
         assert (ran.output, ran.exit_code, ran.left) == ("", 0, config.kind == "bubblewrap")
-        assert not running("86399.1")
+        wait_until(lambda: not running("86399.1"))
         assert await sandbox.run(["cat", "note"]) == Ran("remember\n", 0, None)
 
     within(config, act)
