@@ -5,7 +5,7 @@
 This process has the scheduler, the client, and the prefill node with its engine; its child has the decode
 node with its engine. There is no Ray: calls between the two are pickled messages on a pair of sockets, in
 which a part (engine, node, scheduler) is named and the other side calls it back. KV goes by the transport
-alone. Both processes start at once, as importing torch takes longest where a processor is emulated.
+alone. The child is forked when torch is imported, as that takes longest where a processor is emulated.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import multiprocessing
 import pickle
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ DEVICES = Path("/sys/class/infiniband")
 HERE, THERE = ("rxe0", "rxe1") if (DEVICES / "rxe1").exists() else (None, None)
 """Devices of the two processes; in the guest what they exchange crosses a cable. None: the best there is."""
 FACTORY = "factory"
-CHILD = "child"
 LENGTH_BYTES = 8
 
 
@@ -214,24 +214,27 @@ async def _converse_over(kind: str, link: Link, model_path: str, store: Path) ->
 def num_packets() -> dict[str, int]:
     """Packets of RDMA that this process's device sent and received; nothing where it is no soft-RoCE."""
     counters = DEVICES / str(HERE) / "ports" / "1" / "hw_counters"
-    return {path.name: int(path.read_text()) for path in sorted(counters.glob("*d_pkts"))}
+    found = [counters / name for name in ("sent_pkts", "rcvd_pkts") if (counters / name).exists()]
+    return {path.name: int(path.read_text()) for path in found}
 
 
 def main(transports: list[str]) -> None:
+    for name in ("engines.processes", "engines.model.load", "tests.engines.tiny_models"):
+        import_module(name)
     ours, theirs = socket.socketpair()
-    child = subprocess.Popen(
-        [sys.executable, "-m", __spec__.name, CHILD, str(theirs.fileno())], pass_fds=[theirs.fileno()]
-    )
+    child = multiprocessing.get_context("fork").Process(target=run_child, args=[theirs, ours], daemon=True)
+    child.start()
     theirs.close()
     try:
         sys.stdout.write(json.dumps(asyncio.run(converse(ours, transports))) + "\n")
     finally:
         child.kill()
-        child.wait()
+
+
+def run_child(sock: socket.socket, parents: socket.socket) -> None:
+    parents.close()
+    asyncio.run(serve(sock))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == CHILD:
-        asyncio.run(serve(socket.socket(fileno=int(sys.argv[2]))))
-    else:
-        main(sys.argv[1:])
+    main(sys.argv[1:])
