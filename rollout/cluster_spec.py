@@ -6,9 +6,9 @@ It reads the configuration, and of a model its folder; it starts nothing.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.cluster import ClusterSpec
-from engines.model.load import ModelFolder, inspect_model
 from engines.types import Weights
 from kvstore.host_facts import host_facts
 from kvstore.job_token import JobToken
@@ -18,6 +18,9 @@ from kvstore.transport_choice import choose_transport
 from kvstore.transport_config import TransportConfig
 from rollout.config import RunConfig
 from rollout.paced_engines import effective_rates, paced_spec
+
+if TYPE_CHECKING:
+    from engines.model.load import ModelFolder
 
 BASE_WEIGHTS = WeightsId("base")
 """Names the model's own weights where a store is not shared."""
@@ -29,6 +32,9 @@ def model_of(config: RunConfig) -> ModelFolder | None:
         return None
     if config.model.path is None:
         raise ValueError("the backend serves the model at model.path, got null")
+    # transformers, which this imports, is nothing for paced engines.
+    from engines.model.load import inspect_model
+
     return inspect_model(config.model.path)
 
 
