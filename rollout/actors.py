@@ -156,11 +156,10 @@ class RayCluster:
         self._started_ray = False
         self._groups: dict[NodeId, PlacementGroup] = {}
         self._actors: list[Any] = []
-        self._is_local = False
         if not ray.is_initialized():
             self._init(address, num_nodes)
             self._started_ray = True
-            self._is_local = address is None
+        self._is_local = address is None and len(ray.nodes()) == 1  # type: ignore[no-untyped-call]
 
     def _init(self, address: str | None, num_nodes: int) -> None:
         for name, value in _ENVIRONMENT.items():
@@ -191,7 +190,7 @@ class RayCluster:
 
     @property
     def is_local(self) -> bool:
-        """Whether this job started Ray itself, so that all of it is on this host."""
+        """Whether this process started Ray itself, so that all of it is on this host."""
         return self._is_local
 
     async def on_hosts(self, nodes: Sequence[NodeId], function: Callable[[], T]) -> list[T]:

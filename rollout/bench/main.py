@@ -45,9 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     findings = Findings()
     started_s = time.monotonic()
     code = 0
-    with _own_folder(options.folder) as folder:
+    with (
+        _own_folder(options.folder) as folder,
+        Runner(folder, RUN_DEADLINE_S, lambda text: say(text, highlight=False)) as runner,
+    ):
         bench = Bench(
-            runner=Runner(folder, RUN_DEADLINE_S, lambda text: say(text, highlight=False)),
+            runner=runner,
             findings=findings,
             folder=folder,
             say=lambda text: say(text, highlight=False),

@@ -1,4 +1,4 @@
-"""One replay as a process of its own, with a deadline, and what its summary says.
+"""One replay in a driver process, with a deadline, and what its summary says.
 
 A run that took more than 80 % of the cores measured the machine, not the paths: it is not valid. Whatever
 way a run ends, no process of it is left: each carries a mark in its environment by which it is found.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -107,13 +108,23 @@ class Replayed:
 
 
 class Runner:
-    """Runs replays one after the other, each in a folder of `folder`, and says how each went."""
+    """Runs replays one after the other, each in a folder of `folder`, and says how each went.
+
+    They share a driver process (rollout.bench.driver), which is made anew after a run that did not end.
+    """
 
     def __init__(self, folder: Path, deadline_s: float, say: Callable[[str], None]) -> None:
         """`deadline_s`: of one run, its start and end included."""
         self._folder = folder
         self._deadline_s = deadline_s
         self._say = say
+        self._driver: _Driver | None = None
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._leave_driver()
 
     def run(
         self, step: Step, overrides: Sequence[str], time_scale: float, cpu_limit: float = CPU_LIMIT
@@ -144,28 +155,59 @@ class Runner:
         return done
 
     def _run(self, line: Sequence[str], log: Path) -> None:
-        mark = uuid.uuid4().hex
-        with log.open("w+") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "rollout", *line],
-                stdout=subprocess.DEVNULL,
-                stderr=output,
-                env=os.environ | {_MARK: mark},
-                start_new_session=True,  # an interrupt of this script reaches it through us alone
-            )
-            try:
-                code: int | None = process.wait(self._deadline_s)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                _stop(process)
-                end_marked(mark)
-            output.seek(0)
-            told = output.read().strip().splitlines()
+        if self._driver is None:
+            self._driver = _Driver()
+        ended = False
+        try:
+            code = self._driver.play(line, log, self._deadline_s)
+            ended = code is not None
+        finally:
+            if not ended:  # late, gone, or this process is interrupted: what it started ends with it
+                self._leave_driver()
+        told = log.read_text().strip().splitlines() if log.exists() else []
         if code is None:
             raise RunFailed(f"was not done after {self._deadline_s:.0f} s; stopped. {_last(told)}")
         if code != 0:
             raise RunFailed(f"ended with code {code}: {_last(told)}")
+
+    def _leave_driver(self) -> None:
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.close()
+
+
+class _Driver:
+    """The process, and the mark by which whatever it started is found."""
+
+    def __init__(self) -> None:
+        self._mark = uuid.uuid4().hex
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "rollout.bench.driver"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {_MARK: self._mark},
+            start_new_session=True,  # an interrupt of this script reaches it through us alone
+        )
+
+    def play(self, arguments: Sequence[str], log: Path, deadline_s: float) -> int | None:
+        """The job's exit code; None if it gave none in time. Raises RunFailed if the driver ended."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        with suppress(BrokenPipeError):  # it has ended, as what it answers will tell
+            stdin.write(json.dumps({"arguments": list(arguments), "log": str(log)}).encode() + b"\n")
+            stdin.flush()
+        if not select.select([stdout], [], [], deadline_s)[0]:
+            return None
+        answer = stdout.readline()
+        if not answer:
+            raise RunFailed("the process that plays the runs ended")
+        return int(answer)
+
+    def close(self) -> None:
+        _stop(self._process)
+        end_marked(self._mark)
 
 
 def _tokens_digest(path: Path) -> str:
