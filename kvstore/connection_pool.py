@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from kvstore.errors import TransferError
-from kvstore.tcp_channel import ChannelLateError
+from kvstore.tcp_channel import ChannelError, ChannelLateError
 from kvstore.traffic import TrafficClass
 from kvstore.transport import RegionHandle
 
@@ -84,6 +84,16 @@ class ConnectionPool(Generic[C]):
 
     def closed_error(self) -> TransferError:
         return TransferError(f"the {self._name} transport is closed")
+
+    def reason(self, error: Exception, region: RegionHandle, num_moves: int, deadline_s: float) -> str:
+        """Why a call failed that had `num_moves` to do with a region."""
+        if isinstance(error, ChannelLateError):
+            return f"{num_moves} moves with {region.node_id} were not done after {deadline_s} s"
+        if self._closed:
+            return str(self.closed_error())
+        if isinstance(error, ChannelError):
+            return f"{region.node_id} at {region.address} is gone: {error}"
+        return f"{num_moves} moves with {region.node_id} failed: {error}"
 
     @contextmanager
     def lend(self, region: RegionHandle, traffic_class: TrafficClass, end_s: float) -> Iterator[C]:

@@ -17,6 +17,19 @@ from kvstore.tcp_channel import ChannelError, ChannelLateError, TcpChannel
 from kvstore.transport import RegionHandle
 
 
+def server_address(region: RegionHandle, scheme: str) -> TcpAddress:
+    """Where its server listens; `scheme` stands before that in addresses of its transport.
+
+    Raises TransferError if the region is another transport's.
+    """
+    try:
+        if not region.address.startswith(scheme):
+            raise ValueError(f"{region.address!r} does not begin with {scheme!r}, as this transport's do")
+        return TcpAddress.parse(region.address.removeprefix(scheme))
+    except ValueError as error:
+        raise TransferError(f"{region.node_id} cannot be reached: {error}") from error
+
+
 def connect(
     region: RegionHandle, address: TcpAddress, end_s: float, prepare: Callable[[socket.socket], None]
 ) -> TcpChannel:

@@ -6,6 +6,7 @@ import fcntl
 import ipaddress
 import socket
 import struct
+from contextlib import suppress
 
 from kvstore.errors import StagingError
 
@@ -31,6 +32,18 @@ def listen_address(listen: str) -> tuple[socket.AddressFamily, str]:
             "name one address, for example 127.0.0.1"
         )
     return family, ip
+
+
+def listen_interface(listen: str) -> str:
+    """The network interface of that address. Raises StagingError if there is none."""
+    _, ip = listen_address(listen)
+    if ipaddress.ip_address(ip).is_loopback:
+        return "lo"
+    for _, name in socket.if_nameindex():
+        with suppress(OSError):  # it has no IPv4 address
+            if _of_interface(name) == ip:
+                return name
+    raise StagingError(f"no network interface has the address {ip} of transport.listen={listen!r}")
 
 
 def _of_interface(name: str) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from kvstore.errors import StagingError, TransportUnavailable
 from kvstore.job_token import JobToken
+from kvstore.listen_address import listen_interface
 from kvstore.region_server import RegionServer, SharedMemoryServer
 from kvstore.shm_transport import SharedMemoryTransport
 from kvstore.tcp_server import TcpServer
@@ -37,6 +41,11 @@ def open_transport(spec: TransportSpec) -> Transport:
             from kvstore.verbs_transport import VerbsTransport  # pyverbs is not on every machine
 
             return VerbsTransport(spec.token, choice)
+        case "nixl":
+            device = _nixl_device(spec.config)
+            with _installed():
+                from kvstore.nixl_transport import NixlTransport
+            return NixlTransport(spec.token, device)
         case "auto":
             raise AssertionError(_UNCHOSEN)
 
@@ -53,9 +62,31 @@ def open_region_server(spec: TransportSpec) -> RegionServer:
             from kvstore.verbs_server import VerbsServer
 
             return VerbsServer(spec.token, choice, listen=spec.config.listen)
+        case "nixl":
+            device = _nixl_device(spec.config)
+            with _installed():
+                from kvstore.nixl_server import NixlServer
+            return NixlServer(spec.token, device, listen=spec.config.listen)
         case "auto":
             raise AssertionError(_UNCHOSEN)
 
 
 def _choose_port(config: TransportConfig) -> PortChoice:
     return choose_port(find_ports(), config.device, config.device_port, config.gid_index)
+
+
+def _nixl_device(config: TransportConfig) -> str:
+    try:
+        return config.device or listen_interface(config.listen)
+    except StagingError as error:
+        raise TransportUnavailable(f"{error}; or name UCX's device with transport.device=...") from error
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise TransportUnavailable(
+            f"transport=nixl needs NIXL: pip install 'dualpath-rollout[nixl]' ({error})"
+        ) from error

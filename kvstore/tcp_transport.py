@@ -80,16 +80,12 @@ class TcpTransport:
             with self._connections.lend(region, traffic_class, end_s) as connection:
                 for request in requests:
                     _ask(connection, kind, region, request, end_s)
-        except ChannelLateError as error:
-            # Bytes that the peer has taken already it may put down at any time.
-            failure = LateWrite if kind is Kind.WRITE else TransferError
-            raise failure(
-                f"{sum(map(len, lists))} moves with {region.node_id} were not done after {deadline_s} s"
-            ) from error
         except ChannelError as error:
-            if self._connections.closed:
-                raise self._connections.closed_error() from error
-            raise TransferError(f"{region.node_id} at {region.address} is gone: {error}") from error
+            reason = self._connections.reason(error, region, sum(map(len, lists)), deadline_s)
+            if kind is Kind.WRITE and isinstance(error, ChannelLateError):
+                # Bytes that the peer has taken already it may put down at any time.
+                raise LateWrite(reason) from error
+            raise TransferError(reason) from error
         except WireError as error:
             raise TransferError(f"{region.node_id} at {region.address} refused: {error}") from error
 

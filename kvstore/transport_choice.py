@@ -38,6 +38,8 @@ def choose_transport(config: TransportConfig, hosts: Sequence[HostFacts]) -> Tra
     kind: TransportKind
     if config.kind != "auto":
         kind, why = config.kind, "as configured"
+        if kind == "nixl":
+            why += "; it has no traffic class per flow, so KV is marked like MODEL"
     elif all(host.rdma for host in hosts):
         kind, why = "verbs", f"RDMA on {_each(hosts)}"
     else:

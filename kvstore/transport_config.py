@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-TransportKind = Literal["auto", "shm", "tcp", "verbs"]
+TransportKind = Literal["auto", "shm", "tcp", "verbs", "nixl"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +16,16 @@ class TransportConfig:
 
     kind: TransportKind
     """How KV moves between nodes. shm: shared memory of one host; tcp: connections, also between hosts;
-    verbs: RDMA; auto: whichever is the best that all of the job's hosts have (kvstore.transport_choice)."""
+    verbs: RDMA; nixl: NVIDIA's NIXL with UCX, for fabrics without RC verbs; auto: the best that all of the
+    job's hosts have, of the first three (kvstore.transport_choice)."""
     listen: str
-    """tcp, verbs: the one address of its host at which a node lets the job's engines reach its staging memory
-    (verbs: agree on queue pairs). An IP address, a network interface such as eth0, or a name that means
-    another address on each host."""
+    """tcp, verbs, nixl: the one address of its host at which a node lets the job's engines reach its staging
+    memory (verbs: agree on queue pairs; nixl: learn of its agent). An IP address, a network interface such as
+    eth0, or a name that means another address on each host."""
     device: str | None
-    """verbs: the RDMA device, for example mlx5_0 (see `rdma link`). null: the first with an active port."""
+    """verbs: the RDMA device, for example mlx5_0 (see `rdma link`). null: the first with an active port.
+    nixl: what UCX calls the network devices to use (see `ucx_info -d`), for example rdmap16s27:1; null: the
+    network interface that has the address of `listen`, by TCP, and memory shared within a host."""
     device_port: int | None
     """verbs: the port of the device, from 1. null: its first active one."""
     gid_index: int | None

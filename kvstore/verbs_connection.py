@@ -19,8 +19,7 @@ from contextlib import suppress
 
 from kvstore.errors import TransferError
 from kvstore.job_token import JobToken
-from kvstore.keyed_connect import ask, connect, other_incarnation
-from kvstore.tcp_address import TcpAddress
+from kvstore.keyed_connect import ask, connect, other_incarnation, server_address
 from kvstore.tcp_channel import ChannelError, ChannelLateError, TcpChannel
 from kvstore.tcp_wire import region_id
 from kvstore.traffic import ClassSettings, TrafficClass
@@ -112,7 +111,7 @@ class VerbsConnector:
 
     def open(self, region: RegionHandle, traffic_class: TrafficClass, end_s: float) -> VerbsConnection:
         """Raises TransferError, or ChannelLateError when `end_s` of time.monotonic() is over."""
-        control = connect(region, _address(region), end_s, lambda sock: None)
+        control = connect(region, server_address(region, SCHEME), end_s, lambda sock: None)
         pair: QueuePair | None = None
         try:
             pair = QueuePair(self._device)
@@ -161,12 +160,3 @@ class VerbsConnector:
                 f"a queue pair of class {traffic_class.value} has {name} {found} {where}, not {expected}; "
                 "the class table or the device's settings differ there"
             )
-
-
-def _address(region: RegionHandle) -> TcpAddress:
-    try:
-        if not region.address.startswith(SCHEME):
-            raise ValueError(f"{region.address!r} is no address of a verbs server")
-        return TcpAddress.parse(region.address.removeprefix(SCHEME))
-    except ValueError as error:
-        raise TransferError(f"{region.node_id} cannot be reached: {error}") from error

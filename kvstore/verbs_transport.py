@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from kvstore.connection_pool import ConnectionPool
 from kvstore.errors import LateWrite, TransferError
 from kvstore.job_token import JobToken
-from kvstore.tcp_channel import ChannelError, ChannelLateError
+from kvstore.tcp_channel import ChannelError
 from kvstore.traffic import CLASS_TABLE, ClassSettings, TrafficClass
 from kvstore.transport import RegionHandle, TransferList, require_inside
 from kvstore.verbs_connection import FENCE_S, VerbsConnection, VerbsConnector
@@ -90,16 +90,7 @@ class VerbsTransport:
                 pieces = self._rows.pieces(full)
                 connection.move(opcode, pieces, end_s)
         except (ChannelError, VerbsError) as error:
-            reason = self._reason(error, region, sum(map(len, lists)), deadline_s)
+            reason = self._connections.reason(error, region, sum(map(len, lists)), deadline_s)
             if opcode is Opcode.WRITE and connection is not None and not connection.fenced:
                 raise LateWrite(f"{reason}; it does not answer, and bytes may still arrive there") from error
             raise TransferError(reason) from error
-
-    def _reason(self, error: Exception, region: RegionHandle, num_moves: int, deadline_s: float) -> str:
-        if isinstance(error, ChannelLateError):
-            return f"{num_moves} moves with {region.node_id} were not done after {deadline_s} s"
-        if self._connections.closed:
-            return str(self._connections.closed_error())
-        if isinstance(error, ChannelError):
-            return f"{region.node_id} at {region.address} is gone: {error}"
-        return f"{num_moves} moves with {region.node_id} failed: {error}"

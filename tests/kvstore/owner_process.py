@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+import pytest
 
 from kvstore.checksum import checksum
 from kvstore.job_token import JobToken
@@ -25,7 +28,14 @@ ANSWER_DEADLINE_S = 60.0
 TOKEN = JobToken(b"the token of the transport tests")
 SHM = TransportSpec(TransportConfig("shm", "127.0.0.1", None, None, None), TOKEN)
 TCP = TransportSpec(TransportConfig("tcp", "127.0.0.1", None, None, None), TOKEN)
+NIXL = TransportSpec(TransportConfig("nixl", "127.0.0.1", None, None, None), TOKEN)
 VERBS = TransportSpec(TransportConfig("verbs", "127.0.0.1", None, None, None), TOKEN)
+
+
+def skip_without_nixl() -> None:
+    """The tests that need it are told of as not run."""
+    if not any(find_spec(package) for package in ("nixl", "nixl_cu12")):
+        pytest.skip("NOT TESTED: NIXL is not installed; scripts/setup test,nixl installs it (220 MB)")
 
 
 class OwnerProcess:

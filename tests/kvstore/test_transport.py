@@ -16,15 +16,17 @@ from kvstore.staging import StagingMemory
 from kvstore.traffic import TrafficClass
 from kvstore.transport import TransferList
 from tests.kvstore.kv_blocks import PLENTY_S, SMALL, random_block
-from tests.kvstore.owner_process import SHM, TCP, VERBS, OwnerProcess
+from tests.kvstore.owner_process import NIXL, SHM, TCP, VERBS, OwnerProcess, skip_without_nixl
 
 KV = TrafficClass.KV
 
 
 @pytest.fixture(
-    params=[SHM, TCP, pytest.param(VERBS, marks=pytest.mark.rdma)], ids=lambda spec: spec.config.kind
+    params=[SHM, TCP, NIXL, pytest.param(VERBS, marks=pytest.mark.rdma)], ids=lambda spec: spec.config.kind
 )
 def spec(request):
+    if request.param is NIXL:
+        skip_without_nixl()
     return request.param
 
 
