@@ -206,6 +206,9 @@ class _Driver:
         return int(answer)
 
     def close(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()  # nothing more to play
         _stop(self._process)
         end_marked(self._mark)
 
