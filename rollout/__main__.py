@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
 
         return run_doctor(config, overrides)
 
-    if config.job in ("simulate", "plan"):
+    if config.is_simulated:
         from rollout.simulation.job import run_plan, run_simulation
 
         run = run_simulation if config.job == "simulate" else run_plan

@@ -223,6 +223,11 @@ class RunConfig:
     budget: BudgetConfig
     """What job=plan may spend."""
 
+    @property
+    def is_simulated(self) -> bool:
+        """Whether time is virtual and nothing is run."""
+        return self.job in ("simulate", "plan")
+
     def __post_init__(self) -> None:
         require_at_least(self, 0, "seed")
         require_at_least(self, 1, "num_agents", "trace_window")
@@ -237,9 +242,12 @@ class RunConfig:
             raise ValueError("run_dir must be a folder's path, got an empty text")
         if self.engines.kind == "paced" and self.model_profile is None:
             raise ValueError("model_profile must name a profile where engines.kind=paced, got null")
-        if self.scheduler.prefetch and not self.kvstore.dram_bytes:
+        dram_bytes = self.kvstore.dram_bytes + (self.simulation.dram_bytes if self.is_simulated else 0)
+        if self.scheduler.prefetch and not dram_bytes:
+            beside = " or simulation.dram_bytes" if self.is_simulated else ""
             raise ValueError(
-                "kvstore.dram_bytes must be > 0 where scheduler.prefetch=true: it is what is read into, got 0"
+                f"kvstore.dram_bytes{beside} must be > 0 where scheduler.prefetch=true: "
+                "it is what is read into, got 0"
             )
         if self.controller.group_policy == "min_viable" and self.controller.min_viable > self.task.group_size:
             raise ValueError(

@@ -114,10 +114,6 @@ def _refuse_scales(config: RunConfig) -> None:
         raise UserError(
             f"resume must be null where job={config.job}, which is run whole; got {config.resume}"
         )
-    if config.scheduler.prefetch:
-        raise UserError(
-            f"scheduler.prefetch must be false where job={config.job}: reading ahead is not simulated"
-        )
     if config.engines.kind != "paced":
         raise UserError(f"job={config.job} runs no model: engines must be paced, got {config.engines.kind}")
 

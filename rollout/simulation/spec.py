@@ -39,6 +39,7 @@ def sim_spec(config: RunConfig) -> SimSpec:
         oracle=engines.oracle,
         sharing=config.simulation.sharing,
         horizon_s=config.simulation.horizon_s,
+        burst_linger_s=engines.burst_linger_s,
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from rollout.__main__ import main
+from rollout.compose import load_config
+from rollout.simulation.spec import sim_spec
 
 QWEN = ("model_profile=qwen25_32b", "cluster=1p1d", "simulation.gpus_per_node=2", "monitor=off")
 SMALL = (*QWEN, "trace=paper-32k", "num_agents=3", "trace_window=4")
@@ -60,6 +62,27 @@ def test_agents_may_arrive_one_after_the_other(tmp_path):
     assert summary["jct_s"] > 50
 
 
+def test_contexts_can_be_read_ahead_while_tools_work(tmp_path):
+    trace = tmp_path / "waits.csv"
+    rounds = [f"a,{number},0,2000,100,60000\n" for number in range(4)]
+    trace.write_text(HEAD + "".join(rounds))
+    overrides = (*QWEN, f"trace={trace}", "num_agents=1", "tool_wait_scale=1")
+    overrides = (*overrides, "simulation.dram_bytes=100000000000")
+    plain = run(tmp_path / "plain", "job=simulate", *overrides)
+    ahead = run(tmp_path / "ahead", "job=simulate", *overrides, "scheduler.prefetch=true")
+    read, read_with_it = plain["kv"]["read_bytes"], ahead["kv"]["read_bytes"]
+    assert read_with_it["prefill_side"] + read_with_it["decode_side"] == 0
+    assert read_with_it["dram"] > read["dram"]
+    assert ahead["ttft_s"]["mean"] < plain["ttft_s"]["mean"]
+
+
+def test_the_papers_engines_wait_for_no_burst_and_others_may():
+    plain, waiting = (
+        sim_spec(load_config(["job=simulate", *more])) for more in ((), ("engines.burst_linger_s=0.03",))
+    )
+    assert (plain.burst_linger_s, waiting.burst_linger_s) == (0.0, 0.03)
+
+
 def test_a_plan_tells_the_best_divisions_first(tmp_path, capsys):
     summary = run(tmp_path / "run", "job=plan", *SMALL, "budget.nodes=3", "budget.best=1")
     splits = summary["splits"]
@@ -90,6 +113,7 @@ def test_a_plan_tells_the_best_divisions_first(tmp_path, capsys):
         (["trace=/no/such/trace.csv"], "trace /no/such/trace.csv does not exist"),
         (["task.max_context_tokens=100"], "no session of the trace fits"),
         (["trace=paper-32k", "kvstore.staging_bytes=1000000"], "staging_bytes=8000000 holds"),
+        (["scheduler.prefetch=true"], "kvstore.dram_bytes or simulation.dram_bytes must be > 0 where"),
         (["arrivals=poisson"], "agents_per_s must be given with arrivals=poisson"),
         (["job=plan", "budget.nodes=1"], "budget.nodes must be >= 2, got 1"),
         (["job=plan", "budget.nodes=2"], "no division of 2 nodes works: dsv32_660b does not fit"),
