@@ -18,8 +18,8 @@ _SCALE = 82.0
 _HBM_BYTES = 40e9
 """Of a GPU, for KV: what bounds a batch without layerwise prefill. Assumed, as for decode engines."""
 _SETTING = ("cluster=1p2d", "setting=paper", f"engines.prefill_hbm_bytes={_HBM_BYTES / _SCALE:.0f}")
-_TIME_SCALE = 0.5
-_TRACE_TIME_SCALE = 1.5
+_TIME_SCALE = 0.65
+_TRACE_TIME_SCALE = 2.2
 
 
 def ladder_equal(bench: Bench) -> None:

@@ -57,7 +57,7 @@ def steady_2p4d(bench: Bench) -> None:
         "cluster=2p4d",
         *_SETTING,
         scale=SCALE,
-        time_scale=0.7,
+        time_scale=0.47,
     )
     _tell_bound(bench, "2p4d", bench.replay("steady_2p4d", plan))
 
