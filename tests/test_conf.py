@@ -182,7 +182,7 @@ def test_the_configuration_is_frozen_and_slotted():
         (["num_agents=0"], ["num_agents", ">= 1", "0"]),
         (["job=sleep"], ["job=sleep", "doctor, plan, replay, rollout, simulate, train"]),
         (["kvstore=tape"], ["kvstore=tape", "ssd"]),
-        (["transport=pigeon"], ["transport=pigeon", "auto, shm, tcp"]),
+        (["transport=pigeon"], ["transport=pigeon", "auto, nixl, shm, tcp, verbs"]),
         (["experiment=none"], ["experiment=none", "smoke, tiny_rl"]),
         (["kvstore.block_tokens=129"], ["kvstore.block_tokens", "1..128", "129"]),
         (["cluster.snic_bytes_per_s=0"], ["cluster.snic_bytes_per_s", "> 0", "null", "0"]),
