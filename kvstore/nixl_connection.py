@@ -142,6 +142,10 @@ class NixlConnector:
                 raise TransferError(f"no NIXL agent for {region.node_id}: {error}") from error
             raise
 
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._unfinished)
+
     def close(self) -> None:
         """Once all connections are closed or were left."""
         self._unfinished.close()

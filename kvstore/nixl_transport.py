@@ -48,6 +48,11 @@ class NixlTransport:
     ) -> None:
         self._move(Direction.WRITE, region, lists, traffic_class, deadline_s)
 
+    @property
+    def num_unfinished(self) -> int:
+        """Transfers of calls that failed, which go on without anybody waiting for them."""
+        return self._connector.num_unfinished
+
     def close(self) -> None:
         self._connections.close()
         self._connector.close()

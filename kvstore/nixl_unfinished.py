@@ -53,6 +53,9 @@ class UnfinishedTransfers:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def add(self, unfinished: Unfinished) -> None:
         """It is nobody else's from now on."""
         with self._changed:

@@ -45,6 +45,10 @@ def test_what_is_configured_is_kept(kind, hosts):
     assert choose_transport(config(kind), hosts).told == f"transport: {kind} (as configured)"
 
 
+def test_nixl_is_told_to_have_no_traffic_class_per_flow():
+    assert "no traffic class per flow" in choose_transport(config("nixl"), [A, B]).told
+
+
 def test_shared_memory_over_several_hosts_is_refused_with_their_names():
     with pytest.raises(TransportUnavailable, match=r"transport=shm needs .* on a, b; use transport=auto"):
         choose_transport(config("shm"), [A, B])
