@@ -25,6 +25,15 @@ class Events:
         self._num_added += 1
         heapq.heappush(self._heap, (time_s, self._num_added, handler, argument))
 
+    @property
+    def has_more(self) -> bool:
+        """Whether anything is still to happen."""
+        return bool(self._heap)
+
+    def drop_all(self) -> None:
+        """Nothing more happens."""
+        self._heap.clear()
+
     def run(self, until_s: float = math.inf) -> None:
         """Let everything happen, or what is due by `until_s`."""
         heap, pop = self._heap, heapq.heappop

@@ -11,13 +11,16 @@ import numpy as np
 
 from engines.sim.link import Link
 from engines.sim.result import LinkLoad, SimResult
-from engines.sim.simulated_cluster import SimulatedCluster
+from engines.sim.simulated_cluster import SimulatedCluster, Watch
 from engines.sim.spec import SimSpec
 from engines.sim.workload import SimAgent
 
 
-def simulate(spec: SimSpec, agents: Sequence[SimAgent]) -> SimResult:
-    """Raises ValueError, in one line, for an agent that cannot work: a context that no buffer holds."""
+def simulate(spec: SimSpec, agents: Sequence[SimAgent], watch: Watch | None = None) -> SimResult:
+    """Raises ValueError, in one line, for an agent that cannot work: a context that no buffer holds.
+
+    `watch` looks at the turns while it runs, and may end it before all is done.
+    """
     check_sizes(spec, agents)
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     with ExitStack() as files:
@@ -25,7 +28,7 @@ def simulate(spec: SimSpec, agents: Sequence[SimAgent]) -> SimResult:
         cluster = SimulatedCluster(
             spec, agents, None if path is None else files.enter_context(open(path, "wb"))
         )
-        cluster.run()
+        cluster.run(watch)
     states = cluster.agents.states
     end_s = np.array([math.nan if state.end_s is None else state.end_s for state in states])
     start_s = np.array([state.start_s for state in states])

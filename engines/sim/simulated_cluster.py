@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
 from engines.scheduling.prefill_times import PrefillTimes
@@ -18,6 +19,7 @@ from engines.sim.events import Events
 from engines.sim.max_min import MaxMin
 from engines.sim.nodes import SimNode, build_nodes
 from engines.sim.prefill_group import ForwardLog, PrefillGpu, PrefillGroup, PrefillPolicy
+from engines.sim.result import TurnTable
 from engines.sim.sim_scheduler import SimParts, SimScheduler
 from engines.sim.snic import Read, SimSnic
 from engines.sim.snic_windows import SnicWindows
@@ -29,6 +31,16 @@ from engines.sim.workload import SimAgent
 from engines.types import EngineId, EngineRole
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Somebody who looks at the turns so far from time to time."""
+
+    every_s: float
+    """Between two looks, in virtual time."""
+    is_enough: Callable[[TurnTable, float], bool]
+    """Whether the simulation may end at this time."""
 
 
 class SimulatedCluster:
@@ -74,12 +86,20 @@ class SimulatedCluster:
         )
         self.agents = SimAgents(agents, spec.block_tokens, self.events, self.turns, self)
 
-    def run(self) -> None:
-        """Until all agents are done, or the horizon."""
+    def run(self, watch: Watch | None = None) -> None:
+        """Until all agents are done, or the horizon, or `watch` has seen enough."""
         self.agents.start()
+        if watch is not None:
+            self.events.at(watch.every_s, self._look, watch)
         horizon_s = self._spec.horizon_s
         with _without_collector():
             self.events.run(math.inf if horizon_s is None else horizon_s)
+
+    def _look(self, watch: Watch) -> None:
+        if watch.is_enough(self.turns.table(), self.events.now_s):
+            self.events.drop_all()
+        elif self.events.has_more:
+            self.events.at(self.events.now_s + watch.every_s, self._look, watch)
 
     # -- the way of a turn ---------------------------------------------------------------------------
 

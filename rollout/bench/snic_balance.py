@@ -26,11 +26,12 @@ _GOAL = Goal(1.10, "lower")
 GPUS_OF_PAPER_NODE = 8
 SNIC_BYTES_PER_S = 2.8e9
 """Of each node, at full size."""
+AGENTS = EqualAgents(agents=32, rounds=4, context_tokens=16_384, append_tokens=429, output_tokens=8)
 
 
 def snic_balance(bench: Bench) -> None:
     """max / mean with nodes taken in turn, with the paper's scheduler, and with split reads."""
-    agents = EqualAgents(agents=32, rounds=4, context_tokens=16_384, append_tokens=429, output_tokens=8)
+    agents = AGENTS
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     plan = bench.equal_agents(

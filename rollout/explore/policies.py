@@ -16,6 +16,8 @@ _SLOW = replace(BASE, overrides=_SLOW_NICS)
 _ORDERS = ("similar", "longest_remaining")
 _DRAM_BYTES = (0, 250_000_000_000, 500_000_000_000, 1_000_000_000_000, 2_000_000_000_000)
 _WAITS_S = (0.0, 10.0, 30.0)
+_KEPT = ("simulation.dram_bytes=1000000000000",)
+_MEMORY = {"no_dram": (), "dram": _KEPT, "dram_prefetch": (*_KEPT, "scheduler.prefetch=true")}
 
 
 def split_plan(desk: Desk) -> None:
@@ -52,12 +54,21 @@ def dram_tier(desk: Desk) -> None:
 
 
 def tool_waits(desk: Desk) -> None:
-    """Made waits, exponential. Reading ahead while agents wait (scheduler.prefetch) is not simulated."""
+    """Made waits, exponential; and with NICs that decide, reading ahead meanwhile, into kept DRAM."""
     for wait_s in _WAITS_S:
         case = replace(BASE, tool_wait_s=wait_s)
         for step in (ONE_PATH, DUAL, OURS):
             jct_s = desk.runner.jct_s(case.served(step))
             desk.tell(Comparison("tool_waits", f"jct_{step.name}_{wait_s:g}s", case.setup, jct_s, "s"))
+    waiting = replace(_SLOW, tool_wait_s=_WAITS_S[-1])
+    for name, more in _MEMORY.items():
+        case = replace(waiting, overrides=(*waiting.overrides, *more))
+        for step in (ONE_PATH, DUAL, OURS):
+            outcome = desk.runner.run(case.served(step))
+            setup = f"{case.setup}, NICs a quarter of the paper's, waits of {_WAITS_S[-1]:g} s"
+            desk.tell(Comparison("tool_waits", f"jct_{step.name}_{name}", setup, outcome.jct_s, "s"))
+            if outcome.ttft_s is not None:
+                desk.tell(Comparison("tool_waits", f"ttft_{step.name}_{name}", setup, outcome.ttft_s, "s"))
 
 
 def traces(desk: Desk) -> None:

@@ -10,11 +10,13 @@ from rollout.reproduce.desk import Desk
 from rollout.reproduce.paper import Comparison, PaperValue
 
 AGENTS = (1024, 2048)
-_CUTS = {"layerwise": (LAYERWISE, 17.21), "dual": (DUAL_PATH, 38.19), "scheduler": (DUALPATH, 45.62)}
-_READ_OFF = {
+CUTS = {"layerwise": (LAYERWISE, 17.21), "dual": (DUAL_PATH, 38.19), "scheduler": (DUALPATH, 45.62)}
+"""Each step's, in percent of Basic's job completion time."""
+READ_OFF = {
     1024: (5400, 4250, 3200, 3000),
     2048: (10100, 8750, 6500, 5450),
 }
+"""Job completion times by agents: Basic, and with each of CUTS."""
 _STEPS = (FOOT, LAYERWISE, DUAL_PATH, DUALPATH)
 
 
@@ -24,7 +26,7 @@ def case_of(agents: int, step: Step = DUALPATH) -> Case:
 
 def ablation(desk: Desk) -> None:
     run = desk.runner
-    for name, (step, paper) in _CUTS.items():
+    for name, (step, paper) in CUTS.items():
         cuts = [100 * (1 - run.jct_s(case_of(n, step)) / run.jct_s(case_of(n, FOOT))) for n in AGENTS]
         desk.tell(
             Comparison(
@@ -36,7 +38,7 @@ def ablation(desk: Desk) -> None:
                 PaperValue(paper, "stated", 5.0),
             )
         )
-    for agents, read_off in _READ_OFF.items():
+    for agents, read_off in READ_OFF.items():
         for step, paper in zip(_STEPS, read_off, strict=True):
             case = case_of(agents, step)
             desk.tell(

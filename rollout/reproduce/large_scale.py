@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from rollout.reproduce.case import DUALPATH, Case
 from rollout.reproduce.desk import Desk
-from rollout.reproduce.online import TABLE_3, arriving
+from rollout.reproduce.online import TABLE_3, arriving, online_horizon_s
 from rollout.reproduce.paper import Comparison, PaperValue
 
 _AGENTS_PER_UNIT = 2048
 _STATED = {1: 3167.0, 24: 3201.0}
 """Seconds, by units of 2P4D."""
 _STEADY_ONLINE = {"ttft_s": 1.847, "ttst_s": 0.194, "tpot_s": 0.036}
-_ONLINE_UNITS, _ONLINE_AGENTS_PER_S, _ONLINE_HORIZON_S = 22, 8.8, 900.0
+_ONLINE_UNITS, _ONLINE_AGENTS_PER_S = 22, 8.8
 
 
 def scale_out(desk: Desk) -> None:
@@ -22,12 +22,11 @@ def scale_out(desk: Desk) -> None:
 def large_scale(desk: Desk) -> None:
     """48P96D, 1,152 GPUs, 48k agents; and 44P88D online."""
     _tell_offline(desk, (1, 24))
-    horizon_s = _ONLINE_HORIZON_S / (30 if desk.quick else 1)
     unit, many = (
         arriving(
             Case("dsv32_660b", "paper-48k", 2 * units, 4 * units, 1, DUALPATH),
             units * _ONLINE_AGENTS_PER_S / _ONLINE_UNITS,
-            horizon_s,
+            online_horizon_s(desk),
         )
         for units in (1, _ONLINE_UNITS)
     )

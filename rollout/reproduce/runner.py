@@ -19,7 +19,10 @@ from engines.sim.balance import attention_max_over_avg, snic_max_over_avg
 from engines.sim.bottleneck import bottleneck, phase_seconds, resource_uses
 from engines.sim.result import SimResult
 from engines.sim.simulate import simulate
+from engines.sim.snic_windows import WINDOW_S
+from rollout.bench.snic_balance import mean_max_over_avg
 from rollout.reproduce.case import Case
+from rollout.reproduce.steadiness import in_window, is_steady, until_decided
 from rollout.simulation.figures import EARLY
 from rollout.simulation.setup import Simulation, plan_simulation
 from rollout.traces.load import load_sessions
@@ -30,8 +33,6 @@ from rollout.traces.session import Session
 QUICK_SHARE = 64
 QUICK_LEAST_AGENTS = 8
 QUICK_ROUNDS = 3
-STEADY_FROM = 0.5
-"""Of a horizon: turns submitted after it tell how a system serves agents that arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,15 @@ class Outcome:
     ttft_s: float | None
     ttst_s: float | None
     tpot_s: float | None
+    steady: bool | None
+    """Of agents that arrive: whether they were served as half an hour before. Their means are of the last
+    window (rollout.reproduce.steadiness)."""
     agent_s: float | None
     """Mean duration of an agent."""
     read_bytes: float
     snic_max_over_avg: float | None
+    snic_busy_max_over_avg: float | None
+    """Over seconds at 40 to 90 % of what all storage NICs carry."""
     attention_max_over_avg: float | None
     attention_early: float | None
     """Over the first 5 % of the run."""
@@ -76,7 +82,8 @@ class Runner:
         if case not in self._done:
             began_s = time.process_time()
             simulation = plan_simulation(case.config(), _sessions(case))
-            result = simulate(simulation.spec, simulation.agents)
+            watch = None if case.horizon_s is None else until_decided()
+            result = simulate(simulation.spec, simulation.agents, watch)
             outcome = _outcome(case, simulation, result, time.process_time() - began_s)
             self._done[case] = outcome
             self._say(
@@ -119,22 +126,25 @@ def _loaded(trace: str | None) -> list[Session]:
 
 def _outcome(case: Case, simulation: Simulation, result: SimResult, cpu_s: float) -> Outcome:
     turns, spec = result.turns, simulation.spec
-    steady = turns.submit_s >= (0.0 if case.horizon_s is None else STEADY_FROM * case.horizon_s)
     done = ~np.isnan(turns.end_s)
+    told = done if case.horizon_s is None else in_window(turns, result.end_s)
     seconds, num = phase_seconds(result), max(int(done.sum()), 1)
-    ttft_s = turns.ttft_s
-    if case.horizon_s is not None:  # who still waits has waited at least so long
-        ttft_s = np.where(np.isnan(ttft_s), case.horizon_s - turns.submit_s, ttft_s)
     return Outcome(
         jct_s=result.jct_s,
         finished=result.num_finished,
         turns=int(done.sum()),
-        ttft_s=_mean(ttft_s[steady]),
-        ttst_s=_mean(turns.ttst_s[steady]),
-        tpot_s=_mean(turns.tpot_s[steady]),
+        ttft_s=_mean(turns.ttft_s[told]),
+        ttst_s=_mean(turns.ttst_s[told]),
+        tpot_s=_mean(turns.tpot_s[told]),
+        steady=None if case.horizon_s is None else is_steady(turns, result.end_s),
         agent_s=_mean(result.agent_end_s - result.agent_start_s),
         read_bytes=result.read_bytes["prefill_side"] + result.read_bytes["decode_side"],
         snic_max_over_avg=snic_max_over_avg(result.snic),
+        snic_busy_max_over_avg=mean_max_over_avg(
+            result.snic.read_bytes.tolist(),
+            [WINDOW_S] * len(result.snic.read_bytes),
+            spec.cluster.rates.snic_bytes_per_s,
+        ),
         attention_max_over_avg=attention_max_over_avg(result.forwards),
         attention_early=attention_max_over_avg(
             result.forwards, float(result.agent_start_s.min()) + EARLY * result.jct_s

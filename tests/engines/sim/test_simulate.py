@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engines.sim.result import TurnTable
 from engines.sim.simulate import simulate
+from engines.sim.simulated_cluster import Watch
 from engines.sim.workload import SimAgent
 from tests.engines.sim.some_clusters import (
     BLOCK,
@@ -249,3 +251,20 @@ def test_model_traffic_goes_before_kv_on_a_compute_nic() -> None:
     slower_s = jct_s(spec(profile=busy), agents(1, rounds((NEW, 1)), history_tokens=HIT))
     forward_s, slow_s = plain_s - READ_S, slower_s - READ_S
     assert slow_s - LAYER_S == pytest.approx(2 * (forward_s - LAYER_S), rel=1e-3)
+
+
+def test_a_watch_looks_from_time_to_time_and_may_end_a_simulation() -> None:
+    load, looks = agents(1, rounds(*[(NEW, OUTPUT)] * 10)), []
+
+    def is_enough(turns: TurnTable, now_s: float) -> bool:
+        looks.append((now_s, int(np.isfinite(turns.end_s).sum())))
+        return len(looks) == 2
+
+    whole = run(spec(), load)
+    every_s = whole.jct_s / 4
+    ended = simulate(spec(), load, Watch(every_s, is_enough))
+    assert [at for at, _ in looks] == [every_s, 2 * every_s]
+    assert looks[0][1] < looks[1][1] < 10
+    assert (ended.end_s, ended.num_finished) == (2 * every_s, 0)
+    # One that never has enough changes nothing, and does not keep a simulation going.
+    assert simulate(spec(), load, Watch(every_s, lambda *_: False)).jct_s == whole.jct_s
