@@ -15,8 +15,8 @@ from rollout.bench.workload import EqualAgents
 DRAM_BYTES = 20e9
 """Of each node, at full size, for one GPU."""
 _SCALE = 41.0
-_WAITS_TIME_SCALE = 6.0
-"""Recorded waits are 25 s on the mean, up to 120 s: four rounds have 80 s of them, up to 250 s."""
+_WAITS_TIME_SCALE = 3.0
+"""Recorded waits are 25 s on the mean, up to 120 s."""
 
 
 def dram_tier(bench: Bench) -> None:
@@ -26,7 +26,7 @@ def dram_tier(bench: Bench) -> None:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     basic, split = (step.with_overrides("dram", *_dram()) for step in (BASIC, SPLIT))
     plan = bench.equal_agents(
-        (BASIC, basic, SPLIT, split), agents, "cluster=1p2d", "setting=paper", scale=_SCALE, time_scale=1.0
+        (BASIC, basic, SPLIT, split), agents, "cluster=1p2d", "setting=paper", scale=_SCALE, time_scale=0.5
     )
     runs = bench.replay("dram_tier", plan, bench.reported_rounds)
     bench.tell_ratio("dram_basic_alone_over_basic_dram", BASIC, basic, runs)
@@ -39,7 +39,7 @@ def tool_waits(bench: Bench) -> None:
     """basic and split on recorded agents that wait for their tools."""
     overrides = (
         f"trace={bench.trace or 'null'}",
-        f"trace_window={2 if bench.quick else 4}",
+        "trace_window=2",
         f"num_agents={8 if bench.quick else 64}",
         "task.max_context_tokens=65536",
         "tool_wait_scale=1",
