@@ -13,8 +13,11 @@ from rollout.reproduce.paper import Comparison, PaperValue
 _MODEL = "ds_27b"
 _INSIDE = ((1, 6), (1, 2), (1, 1), (2, 1), (3, 1))
 _OUTSIDE = ((1, 8), (4, 1))
-_AGENTS_PER_NODE = 32
+_AGENTS_PER_NODE = 64
 _ROUNDS = 24
+_SLOWER = 8
+"""All links have an eighth of their rates: what they ask of one another stays as it is, and storage NICs have
+queues. Where they have none, a turn reads on either side as often, and a lone decode node reads too much."""
 _GPUS, _NIC_BYTES_PER_S, _MEMORY_BYTES_PER_S = 8, 50e9, 500e9
 
 
@@ -39,7 +42,16 @@ def _tell_offered(desk: Desk, prefill_nodes: int, decode_nodes: int) -> None:
     """The most loaded link by the paper's formula, and what a simulation put on it."""
     use = link_uses(_shape(prefill_nodes, decode_nodes))[0]
     agents = _AGENTS_PER_NODE * (prefill_nodes + decode_nodes)
-    case = Case(_MODEL, "paper-32k", prefill_nodes, decode_nodes, agents, DUALPATH, window=_ROUNDS)
+    case = Case(
+        _MODEL,
+        "paper-32k",
+        prefill_nodes,
+        decode_nodes,
+        agents,
+        DUALPATH,
+        overrides=_rates(),
+        window=_ROUNDS,
+    )
     links = desk.runner.run(case).links
     # Seconds of reading, on the mean storage NIC.
     snic_s = (prefill_nodes * links["prefill SNIC"] + decode_nodes * links["decode SNIC"]) / (
@@ -57,6 +69,16 @@ def _tell_offered(desk: Desk, prefill_nodes: int, decode_nodes: int) -> None:
             PaperValue.within(0.10, use.utilisation),
         )
     )
+
+
+def _rates() -> tuple[str, ...]:
+    """Of a GPU and its share of a node."""
+    rates = {
+        "snic": _NIC_BYTES_PER_S / _GPUS,
+        "cnic": _NIC_BYTES_PER_S,
+        "memory": _MEMORY_BYTES_PER_S / _GPUS,
+    }
+    return tuple(f"cluster.{link}_bytes_per_s={rate / _SLOWER:g}" for link, rate in rates.items())
 
 
 def _shape(prefill_nodes: int, decode_nodes: int) -> ClusterShape:
