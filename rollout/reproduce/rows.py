@@ -10,11 +10,11 @@ from rollout.reproduce.balance import balance
 from rollout.reproduce.cache_compute import cache_compute
 from rollout.reproduce.desk import Desk
 from rollout.reproduce.free_range import bottleneck_free_range
-from rollout.reproduce.gpu_time import gpu_time
 from rollout.reproduce.large_scale import large_scale, scale_out
 from rollout.reproduce.node_ratio import node_ratio
 from rollout.reproduce.offline import offline
 from rollout.reproduce.online import online
+from rollout.reproduce.other_inputs import other_inputs
 
 Row = Callable[[Desk], None]
 ROWS: dict[str, Row] = {
@@ -25,7 +25,7 @@ ROWS: dict[str, Row] = {
     "ablation": ablation,
     "offline": offline,
     "append_scaling": append_scaling,
-    "gpu_time": gpu_time,
+    "other_inputs": other_inputs,
     "scale_out": scale_out,
     "online": online,
     "large_scale": large_scale,
