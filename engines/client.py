@@ -43,10 +43,16 @@ from engines.types import (
 from kvstore.keys import BlockKey, chain_root
 from kvstore.layout import BlockLayout
 
+OnTokens = Callable[["array[int]"], None]
+"""Told all output tokens of a turn so far, whenever there are more; an attempt that failed may leave
+fewer."""
+
 _LISTEN_S = 60.0
 """One question to the scheduler for absent engines takes no longer."""
 _TELL_DEADLINE_S = 10.0
 """For a message that nobody waits for."""
+_FOLLOW_S = 5.0
+"""One question to a decode engine for more tokens takes no longer."""
 
 
 @dataclass(slots=True)
@@ -93,6 +99,7 @@ class EngineClient:
         self._listening: asyncio.Task[None] | None = None
         self._num_running = 0
         self._telling: set[asyncio.Future[None]] = set()
+        self._followers: dict[RequestId, OnTokens] = {}
 
     def open_context(self) -> Context:
         """An empty context under the weights the engines hold."""
@@ -122,6 +129,16 @@ class EngineClient:
                 finish_reason = await self._attempt(turn)
                 if finish_reason not in (None, FinishReason.PREEMPTED):
                     return self._result(turn, finish_reason)
+
+    @contextmanager
+    def following(self, request_id: RequestId, on_tokens: OnTokens) -> Iterator[None]:
+        """Inside, `on_tokens` hears of this turn's output tokens while it runs. The turn's result tells
+        all."""
+        self._followers[request_id] = on_tokens
+        try:
+            yield
+        finally:
+            del self._followers[request_id]
 
     @contextmanager
     def _listens(self) -> Iterator[None]:
@@ -254,9 +271,35 @@ class EngineClient:
         handed_s = self._clock()
         turn.on_phase("decode")
         generate = self._decode_engines[placement.decode_engine].generate(placement.request_id)
-        generated = await self._absences.unless_absent(placement.decode_engine, generate)
+        async with self._followed(turn, placement, reply.token_id):
+            generated = await self._absences.unless_absent(placement.decode_engine, generate)
         self._count_decode(turn, generated, handed_s)
         return generated.finish_reason
+
+    @asynccontextmanager
+    async def _followed(self, turn: _Turn, placement: Placement, first_token: int) -> AsyncIterator[None]:
+        """Inside, whoever follows the turn is told of its tokens, of which the decode engine has the
+        first."""
+        on_tokens = self._followers.get(turn.request_id)
+        if on_tokens is None:
+            yield
+            return
+        told = turn.token_ids + array("i", [first_token])
+        on_tokens(told[:])
+        asking = asyncio.create_task(self._follow(placement, told, on_tokens))
+        try:
+            yield
+        finally:
+            asking.cancel()
+
+    async def _follow(self, placement: Placement, told: array[int], on_tokens: OnTokens) -> None:
+        decode, seen = self._decode_engines[placement.decode_engine], 1
+        with suppress(EngineFailed):  # that is for the turn itself to find out
+            while (more := await decode.generated(placement.request_id, seen, _FOLLOW_S)) is not None:
+                if more:
+                    told += more
+                    seen += len(more)
+                    on_tokens(told[:])
 
     async def _finish(self, attempt_id: RequestId, placement: Placement | None, resolved: bool) -> None:
         """End the attempt at the scheduler; an attempt that broke is first called back everywhere.

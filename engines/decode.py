@@ -52,6 +52,8 @@ from kvstore.keys import block_key
 from kvstore.staging import StagingHandle
 
 _NAP_S = 0.001
+_LOOK_EVERY_S = 0.005
+"""How soon whoever follows a turn hears of its next token."""
 
 
 class DecodeEngine(Engine):
@@ -70,6 +72,8 @@ class DecodeEngine(Engine):
         self._lacks_blocks = False
         """Whether a running turn waits for a block of the pool: then nobody else gets one."""
         self._results: dict[RequestId, asyncio.Future[GenerateResult]] = {}
+        self._decoding: dict[RequestId, RunningTurn] = {}
+        """Turns that were handed over and have not ended."""
         self._num_arriving = 0
         self._num_preempted = 0
         self._trace = DecodeTrace(self._timeline)
@@ -124,6 +128,7 @@ class DecodeEngine(Engine):
                 self._results[turn.placement.request_id] = self._events.create_future()
                 stop = StopCondition(turn.sampling, turn.earlier_ids, self._decoder)
                 running = RunningTurn(turn, stop, arrived_s=time.monotonic())
+                self._decoding[running.request_id] = running
                 self._loop.post(lambda: self._waiting.append(running))
         finally:
             self._num_arriving -= decodes
@@ -139,8 +144,22 @@ class DecodeEngine(Engine):
             if result.done():
                 self._results.pop(request_id, None)
 
+    async def generated(self, request_id: RequestId, seen: int, wait_s: float) -> array[int] | None:
+        """Tokens after the first `seen`, as soon as there are some; none after `wait_s`, None once it has
+        ended.
+
+        The first one, which prefill sampled, counts.
+        """
+        give_up_s = time.monotonic() + wait_s
+        while (running := self._decoding.get(request_id)) is not None:
+            if len(running.token_ids) > seen or time.monotonic() >= give_up_s:
+                return running.token_ids[seen:]
+            await asyncio.sleep(_LOOK_EVERY_S)
+        return None
+
     async def abort(self, request_id: RequestId) -> None:
         """End a turn; returns when no step, no copy and no write touches its slots any more."""
+        self._decoding.pop(request_id, None)
         deadline_s = self._config.step_deadline_s
         copying = await self._loop.call(lambda: self._mark_aborted(request_id), deadline_s)
         await asyncio.gather(
@@ -171,6 +190,7 @@ class DecodeEngine(Engine):
 
     def _finish(self, running: RunningTurn, reason: FinishReason, ended_s: float) -> None:
         """On the event loop: answer once the index expects every block this turn will have stored."""
+        self._decoding.pop(running.request_id, None)
         result = running.result(reason, ended_s)
         task = self._events.create_task(self._answer(running.request_id, result))
         self._persistence.keep(task)

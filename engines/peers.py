@@ -6,6 +6,7 @@ call that its peer does not answer raises EngineFailed.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -115,5 +116,7 @@ class DecodePeer(Protocol):
     async def hand_over(self, turn: HandOver) -> None: ...
 
     async def generate(self, request_id: RequestId) -> GenerateResult: ...
+
+    async def generated(self, request_id: RequestId, seen: int, wait_s: float) -> array[int] | None: ...
 
     async def abort(self, request_id: RequestId) -> None: ...

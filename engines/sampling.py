@@ -1,8 +1,9 @@
 """Draws output tokens from logits.
 
-The random number of output i of a request depends only on (seed, request id, i), so a request's tokens
-do not depend on what it was batched with, on which engine sampled them, or on a preemption.
-One uniform number is drawn per token and looked up in the cumulative distribution.
+The random number of output i of a request depends only on (job seed, request id, i), or on (seed, i) where
+the request brings a seed of its own. So a request's tokens do not depend on what it was batched with, on
+which engine sampled them, or on a preemption. One uniform number is drawn per token and looked up in the
+cumulative distribution.
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ def uniform(seed: int, request_id: RequestId, output_index: int) -> float:
     return (word >> 11) / (1 << 53)
 
 
+def _number(spec: SampleSpec) -> float:
+    if spec.params.seed is None:
+        return uniform(spec.job_seed, spec.request_id, spec.output_index)
+    return uniform(spec.params.seed, RequestId(""), spec.output_index)
+
+
 @torch.no_grad()
 def sample(logits_BV: Tensor, specs: Sequence[SampleSpec]) -> list[Sampled]:
     """Draw one token per row of `logits_BV` [len(specs), vocabulary]."""
@@ -68,14 +75,7 @@ def _draw(logprobs_BV: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
     if cut:
         probs_BV[cut] = _truncated(probs_BV[cut], [specs[row].params for row in cut])
     cumulative_BV = probs_BV.double().cumsum(dim=-1)
-    numbers = [
-        uniform(
-            spec.job_seed if spec.params.seed is None else spec.params.seed,
-            spec.request_id,
-            spec.output_index,
-        )
-        for spec in specs
-    ]
+    numbers = [_number(spec) for spec in specs]
     threshold_B1 = cumulative_BV[:, -1:] * cumulative_BV.new_tensor(numbers)[:, None]
     token_B = torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0]
     # Rounding may carry the threshold to the total: then the last token with any probability is meant.

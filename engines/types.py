@@ -59,7 +59,8 @@ class SamplingParams:
     stop_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
-    """None: the job's seed. The random number of output i depends only on (seed, request id, i)."""
+    """None: the random number of output i depends only on (job seed, request id, i); else on (seed, i), so
+    that asking again gives the same tokens."""
 
     def __post_init__(self) -> None:
         checks = (

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import socket
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.cluster import ClusterSpec, EngineCluster, gpu_engines_by_node, node_ids, start_cluster
 from engines.measured import Forward
@@ -32,6 +33,7 @@ from rollout.cluster_spec import BASE_WEIGHTS, cluster_spec, model_of, store_dir
 from rollout.concurrency import ConcurrencyPolicy, HitCounts, first_limit
 from rollout.config import RunConfig
 from rollout.controller import Controller, Earlier, Running
+from rollout.errors import UserError
 from rollout.glance import Glance
 from rollout.journal import JournalWriter
 from rollout.limits import Limits
@@ -41,6 +43,7 @@ from rollout.recorder import Recorder
 from rollout.replay_history import compute_histories, write_histories
 from rollout.replay_task import ReplayTask
 from rollout.resumption import StartWeights
+from rollout.serve.extra import load_serving
 from rollout.submitted import Submitted
 from rollout.tasks import Task
 from rollout.tools.figures import ToolReport
@@ -48,6 +51,9 @@ from rollout.types import Trajectory
 from rollout.watchdog import Watchdog
 from rollout.weight_stream import NamedTensors, buckets
 from rollout.worker import AgentWorker, WorkerSpec
+
+if TYPE_CHECKING:
+    from rollout.serve.endpoint import Endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -283,6 +289,25 @@ class AsyncRolloutBackend:
         """Return when no turn runs and every block that is to be stored is."""
         await self.pause()
         await self.resume()
+
+    # -- an endpoint ---------------------------------------------------------------------------------
+
+    def serve(
+        self,
+        *,
+        on_ended: Callable[[Trajectory], None] | None = None,
+        listener: socket.socket | None = None,
+    ) -> AbstractAsyncContextManager[Endpoint]:
+        """Inside, an OpenAI-compatible endpoint for agents that run elsewhere, as `serve` of the
+        configuration says.
+
+        `on_ended` is given the trajectory of every session, once. `listener`: a port taken before. Raises
+        UserError if the port cannot be had, or without the extra `serve`.
+        """
+        if self._model is None:
+            raise UserError("paced engines have no text to serve; use engines=transformers")
+        engines = self._cluster.client_parts().client()
+        return load_serving()(self, engines, self._model, self._config, on_ended=on_ended, listener=listener)
 
     # -- figures -------------------------------------------------------------------------------------
 

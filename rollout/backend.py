@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rollout.async_backend import AsyncRolloutBackend
 from rollout.config import RunConfig
@@ -16,6 +17,9 @@ from rollout.controller import Running
 from rollout.metrics import KVBytes
 from rollout.tasks import Task
 from rollout.types import Trajectory
+
+if TYPE_CHECKING:
+    from rollout.serve.blocking import BlockingEndpoint
 
 T = TypeVar("T")
 
@@ -80,6 +84,21 @@ class RolloutBackend:
         """End a running trajectory; it comes back truncated, with what it has."""
         self._call(self._backend.abort(trajectory_id))
 
+    @contextmanager
+    def serve(self, *, on_ended: Callable[[Trajectory], None] | None = None) -> Iterator[BlockingEndpoint]:
+        """Inside, an OpenAI-compatible endpoint for agents that run elsewhere; see AsyncRolloutBackend.
+
+        `on_ended` is called on the backend's thread.
+        """
+        serving = self._backend.serve(on_ended=on_ended)
+        from rollout.serve.blocking import BlockingEndpoint
+
+        endpoint = self._call(_enter(serving))
+        try:
+            yield BlockingEndpoint(endpoint, self._call)
+        finally:
+            self._call(_leave(serving))
+
     def update_weights(self, version: int, weights: Iterable[tuple[str, Any]]) -> None:
         """Load new weights into every engine from (name, tensor) pairs; see AsyncRolloutBackend."""
         self._call(self._backend.update_weights(version, weights))
@@ -125,3 +144,11 @@ async def _close(trajectories: AsyncIterator[Trajectory]) -> None:
     close = getattr(trajectories, "aclose", None)
     if close is not None:
         await close()
+
+
+async def _enter(manager: AbstractAsyncContextManager[T]) -> T:
+    return await manager.__aenter__()
+
+
+async def _leave(manager: AbstractAsyncContextManager[Any]) -> None:
+    await manager.__aexit__(None, None, None)

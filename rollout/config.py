@@ -18,6 +18,7 @@ from kvstore.config import StoreConfig
 from kvstore.transport_config import TransportConfig
 from rollout.controller_config import ControllerConfig
 from rollout.sandbox.config import SandboxConfig
+from rollout.serve.config import ServeConfig
 from rollout.simulation_config import BudgetConfig, SimulationConfig
 from rollout.tasks import ENVIRONMENTS
 from rollout.tools.config import ToolsConfig
@@ -148,10 +149,11 @@ class RunConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    job: Literal["train", "rollout", "replay", "simulate", "plan", "doctor"]
+    job: Literal["train", "rollout", "replay", "simulate", "plan", "serve", "doctor"]
     """`train`: rollout, GRPO step, weight push, and again; then a last rollout. `rollout`: one rollout
     step, no trainer. `replay`: recorded agents are played again in one step. `simulate`: the same in virtual
     time, at full size; nothing is run. `plan`: the best division of `budget.nodes`, by simulations.
+    `serve`: an OpenAI-compatible endpoint for agents that run elsewhere, until it is stopped.
     `doctor`: nothing is run; what this machine offers is told, and what to do about it."""
     run_dir: str
     """Folder the run writes; made if it is not there."""
@@ -216,6 +218,8 @@ class RunConfig:
     """Where numbers go."""
     ray: RayConfig
     """Which Ray is used."""
+    serve: ServeConfig
+    """The endpoint of job=serve."""
     controller: ControllerConfig
     """What becomes of groups with failed samples, what survives a kill, when a run counts as stuck."""
     simulation: SimulationConfig

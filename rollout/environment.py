@@ -18,12 +18,22 @@ class ToolError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool's name and what to call it with."""
+
+    name: str
+    arguments: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of a conversation."""
 
     role: str
     """system, user, assistant, or tool for what a tool gave."""
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant called, where its content does not tell it."""
 
 
 Reply = str | tuple[Message, ...]

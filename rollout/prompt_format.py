@@ -16,13 +16,14 @@ else in words. Text that came from elsewhere never becomes a special token (roll
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
-from rollout.environment import Message, Reply, ToolSchema
+from rollout.environment import Message, Reply, ToolCall, ToolSchema
 from rollout.errors import UserError
 from rollout.text_encoder import TextEncoder
-from rollout.tools.calls import ToolCall, describe_result, describe_tools, read_calls
+from rollout.tools.calls import describe_result, describe_tools, read_calls, write_calls
 
 _PROBE: ToolSchema = {
     "type": "function",
@@ -120,10 +121,9 @@ class ChatFormat:
         return ()
 
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
-        if tools and not self._has_tools:
-            messages, tools = _with_tools_in_words(messages, tools), ()
-        conversation = [{"role": m.role, "content": self._encoder.guard(m.content)} for m in messages]
-        return self._encoder.encode(_render(self._tokenizer, conversation, tools))
+        if not self._has_tools:
+            messages, tools = _in_words(messages, tools), ()
+        return self._encoder.encode(_render(self._tokenizer, [self._told(m) for m in messages], tools))
 
     def ended(self, token_ids: Sequence[int]) -> bool:
         return len(token_ids) > 0 and token_ids[-1] == self._end_id
@@ -135,6 +135,16 @@ class ChatFormat:
         rendered = first + "".join(text + gap for text, gap in zip(guarded, others, strict=True))
         ids = self._encoder.encode(rendered)
         return ids[self._num_closing :] if ended else ids
+
+    def _told(self, message: Message) -> dict[str, Any]:
+        """The message as the template takes it; nothing in it becomes a special token."""
+        guard = self._encoder.guard
+        told: dict[str, Any] = {"role": message.role, "content": guard(message.content)}
+        if message.tool_calls:
+            told["tool_calls"] = [
+                _as_told(guard(call.name), _guarded(call.arguments, guard)) for call in message.tool_calls
+            ]
+        return told
 
     def _around(self, roles: tuple[str, ...]) -> list[str]:
         """What the template writes before, between and after messages of these roles that follow a turn."""
@@ -164,9 +174,8 @@ class PlainFormat:
         return ()
 
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
-        if tools:
-            messages = _with_tools_in_words(messages, tools)
-        return self._encoder.encode("".join(self._encoder.guard(message.content) for message in messages))
+        told = _in_words(messages, tools)
+        return self._encoder.encode("".join(self._encoder.guard(message.content) for message in told))
 
     def ended(self, token_ids: Sequence[int]) -> bool:
         return len(token_ids) > 0 and token_ids[-1] in self._stop_ids
@@ -222,7 +231,7 @@ def _gaps(tokenizer: Tokenizer, roles: tuple[str, ...]) -> list[str]:
 
 def _has_tools(tokenizer: Tokenizer) -> bool:
     """Whether the template tells of tools, of their results, and of calls in the form that is read here."""
-    call = {"type": "function", "function": {"name": _PROBE_CALL.name, "arguments": _PROBE_CALL.arguments}}
+    call = _as_told(_PROBE_CALL.name, _PROBE_CALL.arguments)
     conversation: list[dict[str, Any]] = [
         {"role": "user", "content": "user"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
@@ -255,8 +264,44 @@ def _render(
         ) from error
 
 
+def _as_told(name: str, arguments: object) -> dict[str, Any]:
+    """A call as chat templates take it."""
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _guarded(value: object, guard: Callable[[str], str]) -> object:
+    """What a call is given, with `guard` done to every text in it."""
+    if isinstance(value, str):
+        return guard(value)
+    if isinstance(value, list):
+        return [_guarded(each, guard) for each in value]
+    if isinstance(value, dict):
+        return {guard(name): _guarded(each, guard) for name, each in value.items()}
+    return value
+
+
+def _in_words(messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[Message]:
+    """The conversation where nothing but words can be told: tools, calls and results as texts.
+
+    Tools stand in the system message, or in the first one if there is none; calls in the assistant's own
+    text; what a model is told together with a tool's result is one message of the user's, as in a reply.
+    """
+    told: list[Message] = []
+    for speaks, group in groupby(messages, key=lambda message: message.role == "assistant"):
+        said = list(group)
+        if speaks:
+            told += [_with_calls_in_words(message) for message in said]
+        else:
+            told += [_one_message(tuple(said))] if any(m.role == "tool" for m in said) else said
+    return _with_tools_in_words(told, tools) if tools else told
+
+
+def _with_calls_in_words(message: Message) -> Message:
+    parts = [message.content, write_calls(message.tool_calls)]
+    return Message(message.role, "\n".join(part for part in parts if part))
+
+
 def _with_tools_in_words(messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[Message]:
-    """The conversation with its tools told in the system message, or in the first one if there is none."""
     first, *others = messages
     told = [first.content, describe_tools(tools)]
     if first.role != "system":

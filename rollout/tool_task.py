@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from rollout.environment import Message, Opening, Step, ToolError
+from rollout.environment import Message, Opening, Step, ToolCall, ToolError
 from rollout.sandbox.sandbox import Sandbox
 from rollout.tasks import Task
-from rollout.tools.calls import ToolCall, read_calls, spoken
+from rollout.tools.calls import read_calls, spoken
 from rollout.tools.tool import MalformedCall, Tool
 from rollout.workbench import Workbench
 

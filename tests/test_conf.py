@@ -31,6 +31,7 @@ CONFIG_MODULES = (
     "rollout/simulation_config.py",
     "rollout/controller_config.py",
     "rollout/sandbox/config.py",
+    "rollout/serve/config.py",
     "rollout/tools/config.py",
     "rollout/trainer_config.py",
     "rollout/warm_start_config.py",

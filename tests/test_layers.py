@@ -27,6 +27,10 @@ ONLY_IN: dict[str, set[str]] = {
     "vllm": set(),
     "mooncake": {"kvstore/mooncake_store.py"},
     "hf3fs_fuse": {"kvstore/usrbio_files.py"},
+    "fastapi": {"rollout/serve/app.py"},
+    "starlette": {"rollout/serve/app.py"},
+    "uvicorn": {"rollout/serve/endpoint.py"},
+    "prometheus_client": {"rollout/serve/metrics.py"},
     "skyrl_gym": {"rollout/skyrl_gym_environment.py"},
 }
 PURE = (
@@ -48,6 +52,9 @@ PURE = (
     "rollout/concurrency.py",
     "rollout/journal_record.py",
     "rollout/limits.py",
+    "rollout/serve/answer.py",
+    "rollout/serve/asked.py",
+    "rollout/serve/told.py",
     "rollout/tools/breaker.py",
     "rollout/tools/calls.py",
     "rollout/tools/figures.py",

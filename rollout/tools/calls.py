@@ -12,22 +12,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from rollout.environment import ToolSchema
+from rollout.environment import ToolCall, ToolSchema
 from rollout.tools.tool import MalformedCall
 
-_OPENING = re.compile(r"<tool_call>\s*")
+CALL_BEGINS = "<tool_call>"
+_OPENING = re.compile(CALL_BEGINS + r"\s*")
 _JSON = json.JSONDecoder()
 _HELP = 'write <tool_call>{"name": NAME, "arguments": {...}}</tool_call>'
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A tool's name and what to call it with."""
-
-    name: str
-    arguments: dict[str, object]
 
 
 def spoken(text: str) -> str:
@@ -54,6 +46,18 @@ def read_calls(text: str) -> list[ToolCall | MalformedCall]:
     return calls
 
 
+def split_calls(text: str) -> tuple[str, list[ToolCall]]:
+    """What a model said ahead of its calls, and the calls; if one of them cannot be read, all of it was
+    said."""
+    calls = read_calls(text)
+    good = [call for call in calls if isinstance(call, ToolCall)]
+    if not good or len(good) < len(calls):
+        return text, []
+    said = spoken(text)
+    thought = text[: -len(said)] if text.endswith(said) else ""
+    return thought + said.partition(CALL_BEGINS)[0], good
+
+
 def describe_tools(tools: Sequence[ToolSchema]) -> str:
     """What a system message tells of tools where the chat template does not."""
     lines = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
@@ -61,6 +65,16 @@ def describe_tools(tools: Sequence[ToolSchema]) -> str:
         f"You may call these tools, described by JSON schemas:\n{lines}\n"
         'To call one, write <tool_call>{"name": NAME, "arguments": {...}}</tool_call> and end your turn; its '
         "result follows as <tool_response>...</tool_response>. When you are done, answer without a call."
+    )
+
+
+def write_calls(calls: Sequence[ToolCall]) -> str:
+    """What a model writes that calls these tools."""
+    return "\n".join(
+        "<tool_call>\n"
+        + json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
+        + "\n</tool_call>"
+        for call in calls
     )
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.tools.calls import ToolCall, describe_tools, read_calls, spoken
+from rollout.environment import ToolCall
+from rollout.tools.calls import describe_tools, read_calls, spoken
 from rollout.tools.tool import MalformedCall
 
 plain = st.text(st.characters(exclude_characters="<"))
