@@ -2,6 +2,7 @@
 
 EngineError
 |- ModelUnsupported   a model these engines cannot serve; nothing was loaded
+|- VllmRefused        a release of vLLM, or a setting of its connector, that cannot be; nothing was opened
 |- RequestRefused     a request that could never fit or is out of date; nothing was reserved
 |  `- StaleWeights    it names other weights than the engines hold
 |- PlacementTimeout   no place was found by the deadline; nothing is reserved
@@ -21,6 +22,10 @@ class EngineError(Exception):
 
 class ModelUnsupported(EngineError):
     """A model these engines cannot serve."""
+
+
+class VllmRefused(EngineError):
+    """A release of vLLM, or a setting of its connector, that the connector does not work with."""
 
 
 class RequestRefused(EngineError):

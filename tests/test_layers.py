@@ -24,7 +24,7 @@ ONLY_IN: dict[str, set[str]] = {
     "pyverbs": {"kvstore/verbs_library.py"},
     "nixl": {"kvstore/nixl_library.py"},
     "nixl_cu12": {"kvstore/nixl_library.py"},
-    "vllm": set(),
+    "vllm": {"engines/vllm/connector.py"},
     "mooncake": {"kvstore/mooncake_store.py"},
     "hf3fs_fuse": {"kvstore/usrbio_files.py"},
     "fastapi": {"rollout/serve/app.py"},
