@@ -152,12 +152,16 @@ class BlockService:
         weights_id = self._weights_id
         self._post(lambda: self._start(self._write(list(blocks), weights_id)))
 
+    def flush(self) -> None:
+        """Return when all that `store` was given so far is written or given up."""
+        self._run(self._flush()).result(self._config.deadline_s + _CLOSE_DEADLINE_S)
+
     def renew(self, weights_id: WeightsId) -> None:
         """The model has other weights: nothing stored until now is found any more."""
         self._run(self._renew(weights_id)).result(self._config.deadline_s)
 
     def figures(self) -> dict[str, int]:
-        """Counted since the start: blocks looked for, found, read, bad, stored; bytes by storage hop."""
+        """Counted since the start: blocks looked for, found, read by status, stored; bytes by storage hop."""
         return dict(self._figures) | self._store.ledger.by_hop(STORAGE_HOPS)
 
     def close(self) -> None:
@@ -328,11 +332,14 @@ class BlockService:
             await asyncio.sleep(self._config.refresh_s)
             await self._follow()
 
+    async def _flush(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSE_DEADLINE_S / 2)
+
     async def _close(self) -> None:
         if self._following is not None:
             self._following.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_CLOSE_DEADLINE_S / 2)
+        await self._flush()
         await self._keeper.close()
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:

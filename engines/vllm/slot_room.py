@@ -36,6 +36,12 @@ class SlotRoom:
         self._late: list[tuple[int, threading.Event]] = []
         self._lock = threading.Lock()
 
+    @property
+    def num_free(self) -> int:
+        """Slots nobody uses, those that keep blocks too."""
+        with self._lock:
+            return self._pool.num_free + self._tier.num_idle()
+
     def keeps(self, key: BlockKey) -> bool:
         with self._lock:
             return self._tier.find(key) is not None
@@ -46,6 +52,11 @@ class SlotRoom:
             self._collect_late()
             self._make_free(num_slots)
             return self._pool.take(min(num_slots, self._pool.num_free))
+
+    def give_back(self, slots: Sequence[int]) -> None:
+        """Their taker has no use for them."""
+        with self._lock:
+            self._pool.give_back(slots)
 
     def acquire(self, keys: Sequence[BlockKey]) -> list[HeldSlot] | None:
         """A slot for each block, its own where it is kept; None, and nothing held, if there are too few."""
