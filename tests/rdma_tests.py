@@ -31,6 +31,8 @@ MEMORY_MIB = 4096
 PLUGINS = ("-p", "pytest_timeout", "-p", "no:cacheprovider")
 """No others: an import takes ten times as long in the guest."""
 SHOWN_LINES = 40
+TOGETHER = "guest"
+"""Before `::` in their names here, where others have their file: pytest-xdist gives these to one process."""
 
 
 def in_guest() -> bool:
@@ -137,18 +139,19 @@ class GuestTest(pytest.Item):
     """Stands for a test that runs in the guest; none of its fixtures is made here."""
 
     guest: GuestTests
+    name_there: str
     where: tuple[Path | os.PathLike[str] | str, int | None, str]
 
     @classmethod
     def of(cls, item: pytest.Item, guest: GuestTests) -> GuestTest:
         assert item.parent is not None
-        stand_in = cls.from_parent(item.parent, name=item.name, nodeid=item.nodeid)
-        stand_in.guest, stand_in.where = guest, item.reportinfo()
+        stand_in = cls.from_parent(item.parent, name=item.name, nodeid=f"{TOGETHER}::{item.nodeid}")
+        stand_in.guest, stand_in.name_there, stand_in.where = guest, item.nodeid, item.reportinfo()
         stand_in.add_marker(pytest.mark.timeout(0))  # the first one waits for all
         return stand_in
 
     def runtest(self) -> None:
-        outcome = self.guest.outcome(self.nodeid)
+        outcome = self.guest.outcome(self.name_there)
         if outcome.word == "skipped":
             pytest.skip(outcome.text)
         if outcome.word == "failed":
