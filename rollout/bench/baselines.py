@@ -10,6 +10,7 @@ from __future__ import annotations
 from rollout.bench.bench import QUIET, Bench
 from rollout.bench.ladder import BASIC, SPLIT
 from rollout.bench.rounds import Plan
+from rollout.bench.steady import STORAGE_BOUND
 from rollout.bench.workload import EqualAgents
 
 DRAM_BYTES = 20e9
@@ -20,13 +21,13 @@ _WAITS_TIME_SCALE = 3.0
 
 
 def dram_tier(bench: Bench) -> None:
-    """basic and split, with and without a DRAM tier, on equal agents."""
-    agents = EqualAgents(agents=32, rounds=3, context_tokens=16_384, append_tokens=429, output_tokens=16)
+    """basic and split, with and without a DRAM tier, on equal agents, where storage decides."""
+    agents = EqualAgents(agents=24, rounds=3, context_tokens=16_384, append_tokens=429, output_tokens=8)
     if bench.quick:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     basic, split = (step.with_overrides("dram", *_dram()) for step in (BASIC, SPLIT))
     plan = bench.equal_agents(
-        (BASIC, basic, SPLIT, split), agents, "cluster=1p2d", "setting=paper", scale=_SCALE, time_scale=0.5
+        (BASIC, basic, SPLIT, split), agents, "cluster=1p2d", *STORAGE_BOUND, scale=_SCALE, time_scale=1.4
     )
     runs = bench.replay("dram_tier", plan, bench.reported_rounds)
     bench.tell_ratio("dram_basic_alone_over_basic_dram", BASIC, basic, runs)
