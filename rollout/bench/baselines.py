@@ -10,7 +10,7 @@ from __future__ import annotations
 from rollout.bench.bench import QUIET, Bench
 from rollout.bench.ladder import BASIC, SPLIT
 from rollout.bench.rounds import Plan
-from rollout.bench.steady import STORAGE_BOUND
+from rollout.bench.steady import SNIC_BYTES_PER_S
 from rollout.bench.workload import EqualAgents
 
 DRAM_BYTES = 20e9
@@ -27,7 +27,14 @@ def dram_tier(bench: Bench) -> None:
         agents = EqualAgents(agents=8, rounds=2, context_tokens=8_192, append_tokens=429, output_tokens=4)
     basic, split = (step.with_overrides("dram", *_dram()) for step in (BASIC, SPLIT))
     plan = bench.equal_agents(
-        (BASIC, basic, SPLIT, split), agents, "cluster=1p2d", *STORAGE_BOUND, scale=_SCALE, time_scale=1.4
+        (BASIC, basic, SPLIT, split),
+        agents,
+        "cluster=1p2d",
+        "setting=storage_bound",
+        f"cluster.snic_bytes_per_s={SNIC_BYTES_PER_S:g}",
+        "engines.decode_kv_bytes=600000000",
+        scale=_SCALE,
+        time_scale=1.4,
     )
     runs = bench.replay("dram_tier", plan, bench.reported_rounds)
     bench.tell_ratio("dram_basic_alone_over_basic_dram", BASIC, basic, runs)

@@ -16,7 +16,7 @@ from rollout.bench.workload import EqualAgents
 # costs something by itself, so they take more; at this rate reading takes three times what they do take, and
 # that is the definition. HBM as this host's memory allows: room for all agents' contexts.
 SNIC_BYTES_PER_S = 5.8e8
-STORAGE_BOUND = (
+_SETTING = (
     "setting=storage_bound",
     f"cluster.snic_bytes_per_s={SNIC_BYTES_PER_S:g}",
     "engines.decode_kv_bytes=2000000000",
@@ -36,7 +36,7 @@ def steady(bench: Bench) -> None:
         (BASIC, DUAL_SCHEDULER, SPLIT, ORACLE),
         agents,
         "cluster=1p2d",
-        *STORAGE_BOUND,
+        *_SETTING,
         scale=SCALE,
         time_scale=1.4,
     )
@@ -55,7 +55,7 @@ def steady_2p4d(bench: Bench) -> None:
         (SPLIT, ORACLE),
         agents,
         "cluster=2p4d",
-        *STORAGE_BOUND,
+        *_SETTING,
         scale=SCALE,
         time_scale=0.47,
     )
