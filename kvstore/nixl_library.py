@@ -21,15 +21,17 @@ from kvstore.transport import Bytes, Offsets
 # At a transfer that is given up UCX warns of each of its requests, up to a thousand lines of them.
 os.environ.setdefault("UCX_LOG_LEVEL", "error")
 try:
-    from nixl._api import nixl_agent, nixl_agent_config, nixlBind
+    from nixl import _bindings as bindings
+    from nixl._api import nixl_agent, nixl_agent_config
 except ImportError:
-    from nixl_cu12._api import nixl_agent, nixl_agent_config, nixlBind
+    from nixl_cu12 import _bindings as bindings
+    from nixl_cu12._api import nixl_agent, nixl_agent_config
 
 if "NIXL_LOG_LEVEL" not in os.environ:  # it tells of each agent, on standard output
     logging.getLogger("nixl").setLevel(logging.WARNING)
 
 _ERRORS: tuple[type[Exception], ...] = tuple(
-    value for name, value in vars(nixlBind).items() if name.startswith("nixl") and name.endswith("Error")
+    value for name, value in vars(bindings).items() if name.startswith("nixl") and name.endswith("Error")
 )
 _BACKEND = "UCX"
 _HOST_MEMORY = "DRAM"
