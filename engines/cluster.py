@@ -209,13 +209,14 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         job_seed=spec.job_seed,
         paced=spec.paced,
     )
+    rails = _rails(engine_ids)
     classes = {EngineRole.PREFILL: PrefillProcess, EngineRole.DECODE: DecodeProcess}
     started = await asyncio.gather(
         *(
             spawn(
                 classes[role],
                 engine_id,
-                engine_spec,
+                replace(engine_spec, transport=replace(spec.transport, rail=rails[engine_id])),
                 name=engine_id,
                 node=node_id,
                 gpu=config.device == "cuda",
@@ -283,6 +284,16 @@ def _engine_ids(config: EnginesConfig) -> dict[EngineId, tuple[NodeId, EngineRol
         for node in range(num_nodes)
         for engine in range(per_node)
     }
+
+
+def _rails(engine_ids: Mapping[EngineId, tuple[NodeId, EngineRole]]) -> dict[EngineId, int]:
+    """Each engine's number in its node, and so that of the compute NIC it uses."""
+    nodes: Counter[NodeId] = Counter()
+    rails = {}
+    for engine_id, (node_id, _) in engine_ids.items():
+        rails[engine_id] = nodes[node_id]
+        nodes[node_id] += 1
+    return rails
 
 
 async def _start_nodes(
@@ -365,13 +376,12 @@ async def _share_nics(
     """Let every engine move bytes through the cluster's limited NICs, if it has any."""
     found = {node_id: await node.limiter() for node_id, node in cluster.nodes.items()}
     limiters = {node_id: handle for node_id, handle in found.items() if handle is not None}
-    rails: Counter[NodeId] = Counter()
+    if not limiters:
+        return
+    copies_pass, rails = cluster.spec.rates.h2d == "cnic", _rails(engine_ids)
     for engine_id, engine in {**cluster.prefill_engines, **cluster.decode_engines}.items():
         node_id, _ = engine_ids[engine_id]
-        if limiters:
-            copies_pass = cluster.spec.rates.h2d == "cnic"
-            await engine.share_nics(NicsHandle(node_id, rails[node_id], limiters, copies_pass))
-        rails[node_id] += 1
+        await engine.share_nics(NicsHandle(node_id, rails[engine_id], limiters, copies_pass))
 
 
 async def _loop_copies(

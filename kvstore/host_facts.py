@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kvstore.errors import TransportUnavailable
 from kvstore.transport_config import TransportConfig
-from kvstore.verbs_devices import choose_port, find_ports
+from kvstore.verbs_devices import choose_rails, find_ports
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PROCESSES = Path("/proc/self/ns/pid")
@@ -24,7 +24,7 @@ class HostFacts:
     """Processes of which this is equal can map each other's memory: they run under one kernel, and see each
     other in /proc."""
     rdma: str | None
-    """The RDMA port and address that verbs would use; None: there is none to be used."""
+    """The RDMA ports and addresses that verbs would use; None: there is none to be used."""
     no_rdma: str
     """Why there is none; empty where there is one."""
 
@@ -35,8 +35,8 @@ def host_facts(config: TransportConfig) -> HostFacts:
     domain = f"{boot_id}:{os.readlink(_PROCESSES)}"
     found = find_ports()
     try:
-        choice = choose_port(found, config.device, config.device_port, config.gid_index)
+        rails = choose_rails(found, config.device, config.device_port, config.gid_index)
     except TransportUnavailable as error:
         return HostFacts(socket.gethostname(), domain, None, found.why_none or str(error))
-    rdma = f"{choice.port}, GID {choice.gid.index}, {choice.gid.kind}"
+    rdma = "; ".join(f"{rail.port}, GID {rail.gid.index}, {rail.gid.kind}" for rail in rails)
     return HostFacts(socket.gethostname(), domain, rdma, "")

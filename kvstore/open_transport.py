@@ -15,7 +15,7 @@ from kvstore.tcp_server import TcpServer
 from kvstore.tcp_transport import TcpTransport
 from kvstore.transport import Transport
 from kvstore.transport_config import TransportConfig
-from kvstore.verbs_devices import PortChoice, choose_port, find_ports
+from kvstore.verbs_devices import PortChoice, choose_rails, find_ports
 
 _UNCHOSEN = "transport=auto is for kvstore.transport_choice to settle, once for all processes of a job"
 
@@ -26,7 +26,10 @@ class TransportSpec:
 
     config: TransportConfig
     token: JobToken
-    """The job's own; with it a process is let in, without it not (tcp)."""
+    """The job's own; with it a process is let in, without it not (tcp, verbs, nixl)."""
+    rail: int = 0
+    """verbs: which of the host's RDMA ports an engine drives, where several are equally good, and which of
+    the peer's it reaches; counted round if there are fewer."""
 
 
 def open_transport(spec: TransportSpec) -> Transport:
@@ -37,10 +40,10 @@ def open_transport(spec: TransportSpec) -> Transport:
         case "tcp":
             return TcpTransport(spec.token)
         case "verbs":
-            choice = _choose_port(spec.config)
+            rails = _choose_rails(spec.config)
             from kvstore.verbs_transport import VerbsTransport  # pyverbs is not on every machine
 
-            return VerbsTransport(spec.token, choice)
+            return VerbsTransport(spec.token, rails[spec.rail % len(rails)], rail=spec.rail)
         case "nixl":
             device = _nixl_device(spec.config)
             with _installed():
@@ -58,10 +61,10 @@ def open_region_server(spec: TransportSpec) -> RegionServer:
         case "tcp":
             return TcpServer(spec.token, listen=spec.config.listen)
         case "verbs":
-            choice = _choose_port(spec.config)
+            rails = _choose_rails(spec.config)
             from kvstore.verbs_server import VerbsServer
 
-            return VerbsServer(spec.token, choice, listen=spec.config.listen)
+            return VerbsServer(spec.token, rails, listen=spec.config.listen)
         case "nixl":
             device = _nixl_device(spec.config)
             with _installed():
@@ -71,8 +74,8 @@ def open_region_server(spec: TransportSpec) -> RegionServer:
             raise AssertionError(_UNCHOSEN)
 
 
-def _choose_port(config: TransportConfig) -> PortChoice:
-    return choose_port(find_ports(), config.device, config.device_port, config.gid_index)
+def _choose_rails(config: TransportConfig) -> tuple[PortChoice, ...]:
+    return choose_rails(find_ports(), config.device, config.device_port, config.gid_index)
 
 
 def _nixl_device(config: TransportConfig) -> str:

@@ -23,11 +23,12 @@ class TransportConfig:
     memory (verbs: agree on queue pairs; nixl: learn of its agent). An IP address, a network interface such as
     eth0, or a name that means another address on each host."""
     device: str | None
-    """verbs: the RDMA device, for example mlx5_0 (see `rdma link`). null: the first with an active port.
+    """verbs: the RDMA device, for example mlx5_0 (see `rdma link`). null: all of a host that
+    are as good as the best, one for each engine in turn.
     nixl: what UCX calls the network devices to use (see `ucx_info -d`), for example rdmap16s27:1; null: the
     network interface that has the address of `listen`, by TCP, and memory shared within a host."""
     device_port: int | None
-    """verbs: the port of the device, from 1. null: its first active one."""
+    """verbs: the port of the device, from 1. null: as with `device`."""
     gid_index: int | None
     """verbs: which of the port's addresses to use (see `rdma link` or `show_gids`). null: the one of an IPv4
     address by RoCE v2 if there is one."""

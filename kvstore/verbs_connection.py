@@ -103,9 +103,14 @@ class VerbsConnector:
     """Opens connections whose packets are marked with their class, at both ends."""
 
     def __init__(
-        self, token: JobToken, device: VerbsDevice, classes: Mapping[TrafficClass, ClassSettings]
+        self,
+        token: JobToken,
+        device: VerbsDevice,
+        classes: Mapping[TrafficClass, ClassSettings],
+        rail: int,
     ) -> None:
         self._token = token
+        self._rail = rail
         self._device = device
         self._classes = classes
 
@@ -115,7 +120,7 @@ class VerbsConnector:
         pair: QueuePair | None = None
         try:
             pair = QueuePair(self._device)
-            wish = Wish(region_id(region.incarnation), traffic_class, pair.end)
+            wish = Wish(region_id(region.incarnation), traffic_class, self._rail, pair.end)
             answer = Answer.unpack(ask(control, region, self._token, VERBS_DIALECT, wish.pack(), end_s))
             if answer.status is Status.OTHER_INCARNATION:
                 raise other_incarnation(region)

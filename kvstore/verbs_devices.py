@@ -4,7 +4,9 @@ Decides the choice; `choose` is pure. Where pyverbs is not installed, the kernel
 device, there are no ports, and `why_none` says which of these it is.
 
 Of the GIDs of an Ethernet port the best are those of RoCE v2, which routers forward, and of these the one of
-an IPv4 address, which stays for as long as the address is configured.
+an IPv4 address, which stays for as long as the address is configured. Of ports with equally good addresses
+the fastest is the best, and all that are like it in link and rate are a host's rails: as networks of GPU
+nodes are wired, rail i of one host reaches rail i of another by one switch.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ class VerbsPort:
     link: Link
     is_active: bool
     mtu_bytes: int
+    gbits_per_s: int
+    """0 where the kernel does not tell."""
     gids: tuple[PortGid, ...]
     """In the order of their indices; none of them is empty."""
 
@@ -92,6 +96,16 @@ def find_ports() -> VerbsPorts:
 
 def choose_port(found: VerbsPorts, device: str | None, port: int | None, gid_index: int | None) -> PortChoice:
     """The port and GID that are asked for; None: the best there is. Raises TransportUnavailable."""
+    return choose_rails(found, device, port, gid_index)[0]
+
+
+def choose_rails(
+    found: VerbsPorts, device: str | None, port: int | None, gid_index: int | None
+) -> tuple[PortChoice, ...]:
+    """The best port, and all others as good of those that are asked for, in the order of their names.
+
+    Raises TransportUnavailable.
+    """
     if found.why_none is not None:
         raise TransportUnavailable(f"transport=verbs needs an RDMA device: {found.why_none}")
     ports = [each for each in found.ports if device in (None, each.device) and port in (None, each.port)]
@@ -107,7 +121,13 @@ def choose_port(found: VerbsPorts, device: str | None, port: int | None, gid_ind
             f"no active RDMA port of {_named(active)} has "
             + ("a GID" if gid_index is None else f"transport.gid_index={gid_index}")
         )
-    return min(choices, key=lambda choice: _rank(choice.gid))
+    best = min(choices, key=_worth)
+    return tuple(each for each in choices if (_worth(each), each.port.link) == (_worth(best), best.port.link))
+
+
+def _worth(choice: PortChoice) -> tuple[tuple[bool, bool, bool], int]:
+    """Less is better."""
+    return _rank(choice.gid), -choice.port.gbits_per_s
 
 
 def _choose_gid(port: VerbsPort, gid_index: int | None) -> PortGid | None:

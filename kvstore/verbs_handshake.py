@@ -11,10 +11,10 @@ from kvstore.tcp_wire import CLASS_CODES
 from kvstore.traffic import TrafficClass
 
 _END = struct.Struct("!IIHBBBB16s")
-_WISH = struct.Struct("!16sB")
+_WISH = struct.Struct("!16sBH")
 _ANSWER = struct.Struct("!BBBIQQ")
 _CLASSES = {code: traffic_class for traffic_class, code in CLASS_CODES.items()}
-VERBS_DIALECT = Dialect(b"DPVERBS1", _WISH.size + _END.size, _ANSWER.size + _END.size)
+VERBS_DIALECT = Dialect(b"DPVERBS2", _WISH.size + _END.size, _ANSWER.size + _END.size)
 
 
 class Status(IntEnum):
@@ -77,18 +77,20 @@ class Wish:
 
     region_id: bytes
     traffic_class: TrafficClass
+    rail: int
+    """Which of the server's ports to use; counted round if it has fewer."""
     end: QueuePairEnd
 
     def pack(self) -> bytes:
-        return _WISH.pack(self.region_id, CLASS_CODES[self.traffic_class]) + self.end.pack()
+        return _WISH.pack(self.region_id, CLASS_CODES[self.traffic_class], self.rail) + self.end.pack()
 
     @classmethod
     def unpack(cls, data: bytes) -> Wish:
         """Raises HandshakeError if it names no class."""
-        region_id, class_code = _WISH.unpack(data[: _WISH.size])
+        region_id, class_code, rail = _WISH.unpack(data[: _WISH.size])
         if class_code not in _CLASSES:
             raise HandshakeError(f"it asks for traffic class {class_code}, which does not exist")
-        return cls(region_id, _CLASSES[class_code], QueuePairEnd.unpack(data[_WISH.size :]))
+        return cls(region_id, _CLASSES[class_code], rail, QueuePairEnd.unpack(data[_WISH.size :]))
 
 
 @dataclass(frozen=True, slots=True)

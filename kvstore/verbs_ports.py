@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from pathlib import Path
 from typing import Any
 
 from kvstore.verbs_devices import Link, PortGid, VerbsPort, VerbsPorts
 from kvstore.verbs_library import Context, PyverbsRDMAError, enums, get_device_list
 
+DEVICES = Path("/sys/class/infiniband")
 _MAX_GIDS = 1024
 """Asked for, of all ports of a device."""
 
@@ -50,8 +53,16 @@ def _port(context: Any, name: str, port: int, entries: list[Any]) -> VerbsPort:
         link=Link.ETHERNET if ethernet else Link.INFINIBAND,
         is_active=found.state == enums.IBV_PORT_ACTIVE,
         mtu_bytes=128 << found.active_mtu,
+        gbits_per_s=_gbits_per_s(name, port),
         gids=tuple(sorted(gids, key=lambda gid: gid.index)),
     )
+
+
+def _gbits_per_s(device: str, port: int) -> int:
+    """As the kernel writes it, for example `400 Gb/sec (4X NDR)`."""
+    rate = DEVICES / device / "ports" / str(port) / "rate"
+    found = re.match(r"(\d+)", rate.read_text()) if rate.is_file() else None
+    return int(found[1]) if found else 0
 
 
 def _kind(gid_type: int) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from kvstore.errors import StagingError
@@ -35,17 +36,18 @@ logger = logging.getLogger(__name__)
 class _Region:
     """A memory that peers may reach."""
 
-    registration: Registration
+    registrations: tuple[Registration, ...]
+    """With each device."""
     nbytes: int
 
 
 class VerbsServer:
-    """A RegionServer on one port of an RDMA device. `close` it before the memories it serves."""
+    """A RegionServer on a host's rails: ports of RDMA devices. `close` it before the memories it serves."""
 
     def __init__(
         self,
         token: JobToken,
-        choice: PortChoice,
+        rails: Sequence[PortChoice],
         *,
         listen: str = "127.0.0.1",
         classes: Mapping[TrafficClass, ClassSettings] = CLASS_TABLE,
@@ -54,12 +56,10 @@ class VerbsServer:
         self._classes = classes
         self._regions: dict[bytes, _Region] = {}
         self._lock = threading.Lock()
-        self._device = VerbsDevice(choice)
-        try:
+        with ExitStack() as opened:
+            self._devices = [opened.enter_context(closing(VerbsDevice(choice))) for choice in rails]
             self._listener = KeyedListener(token, self._serve, listen=listen)
-        except BaseException:
-            self._device.close()
-            raise
+            opened.pop_all()
         self.address = self._listener.address
         self._listener.start()
 
@@ -67,20 +67,21 @@ class VerbsServer:
         handle, memory = staging.handle, staging.buffer
         address = int(memory.__array_interface__["data"][0])
         try:
-            registration = self._device.register(address, memory.nbytes, REMOTE)
+            registrations = tuple(device.register(address, memory.nbytes, REMOTE) for device in self._devices)
         except MemoryRefused as error:
             raise StagingError(f"staging memory of {handle.node_id} cannot be served: {error}") from error
         with self._lock:
-            self._regions[region_id(handle.incarnation)] = _Region(registration, memory.nbytes)
+            self._regions[region_id(handle.incarnation)] = _Region(registrations, memory.nbytes)
         return RegionHandle(handle.node_id, handle.incarnation, handle.nbytes, f"{SCHEME}{self.address}")
 
     def close(self) -> None:
         with self._lock:
             self._regions.clear()
         if self._listener.close():
-            self._device.close()
+            for device in self._devices:
+                device.close()
         else:
-            logger.warning("a connection to %s does not end; its device stays open", self.address)
+            logger.warning("a connection to %s does not end; its devices stay open", self.address)
 
     def _serve(self, channel: TcpChannel) -> None:
         """One connection from its first byte to its last, on a thread of its own."""
@@ -99,13 +100,14 @@ class VerbsServer:
                 region = self._regions.get(asked.region_id)
             if region is None:
                 return Answer.refusal(Status.OTHER_INCARNATION).pack()
+            rail = asked.rail % len(self._devices)
             try:
-                pair = QueuePair(self._device)
+                pair = QueuePair(self._devices[rail])
                 path = pair.connect(asked.end, self._classes[asked.traffic_class])
             except VerbsError as error:
                 logger.warning("cannot make a queue pair for a client of %s: %s", self.address, error)
                 return Answer.refusal(Status.CANNOT_CONNECT).pack()
-            memory = region.registration
+            memory = region.registrations[rail]
             return Answer(Status.OK, path, memory.rkey, memory.address, region.nbytes, pair.end).pack()
 
         try:

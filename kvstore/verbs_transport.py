@@ -39,11 +39,13 @@ class VerbsTransport:
         token: JobToken,
         choice: PortChoice,
         classes: Mapping[TrafficClass, ClassSettings] = CLASS_TABLE,
+        *,
+        rail: int = 0,
     ) -> None:
-        """Raises TransportUnavailable."""
+        """On one port; `rail` is which of a peer's is to be reached. Raises TransportUnavailable."""
         self._device = VerbsDevice(choice)
         self._rows = RegisteredRows(self._device)
-        self._connections = ConnectionPool("verbs", VerbsConnector(token, self._device, classes).open)
+        self._connections = ConnectionPool("verbs", VerbsConnector(token, self._device, classes, rail).open)
 
     def read(
         self,

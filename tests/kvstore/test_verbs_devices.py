@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from kvstore.errors import TransportUnavailable
-from kvstore.verbs_devices import Link, PortGid, VerbsPort, VerbsPorts, choose_port, find_ports
+from kvstore.verbs_devices import Link, PortGid, VerbsPort, VerbsPorts, choose_port, choose_rails, find_ports
 
 LOCAL_1 = PortGid(0, "fe80:0000:0000:0000:0000:00ff:fe00:0001", "RoCE v1")
 LOCAL_2 = PortGid(1, "fe80:0000:0000:0000:0000:00ff:fe00:0001", "RoCE v2")
@@ -17,8 +17,8 @@ IPV6_2 = PortGid(4, "2001:0db8:0000:0000:0000:0000:0000:0001", "RoCE v2")
 INFINIBAND = PortGid(0, "fe80:0000:0000:0000:0002:c903:0000:0001", "IB")
 
 
-def port(device="mlx5_0", number=1, *, link=Link.ETHERNET, active=True, gids=(LOCAL_1, LOCAL_2)):
-    return VerbsPort(device, number, link, active, 4096, tuple(gids))
+def port(device="mlx5_0", number=1, *, link=Link.ETHERNET, active=True, gbits=400, gids=(LOCAL_1, LOCAL_2)):
+    return VerbsPort(device, number, link, active, 4096, gbits, tuple(gids))
 
 
 def choose(*ports, device=None, number=None, gid_index=None):
@@ -48,6 +48,31 @@ def test_a_port_that_is_down_is_not_taken():
 
 def test_of_equal_ports_the_first_is_taken():
     assert choose(port("a"), port("b")).port.device == "a"
+
+
+def test_a_faster_port_is_better_unless_its_address_is_worse():
+    assert choose(port("a", gbits=25), port("b", gbits=400)).port.device == "b"
+    assert choose(port("a", gbits=25, gids=[IPV4_2]), port("b", gids=[LOCAL_2])).port.device == "a"
+
+
+@pytest.mark.parametrize(
+    ("ports", "device", "rails"),
+    [
+        ([port("a"), port("b"), port("c")], None, "abc"),
+        ([port("a"), port("b"), port("c")], "b", "b"),
+        ([port("a", gbits=25), port("b"), port("c")], None, "bc"),
+        ([port("a"), port("b", active=False), port("c")], None, "ac"),
+        ([port("a"), port("b", gids=[LOCAL_1])], None, "a"),
+        (
+            [port("a", link=Link.INFINIBAND, gids=[INFINIBAND]), port("b", gids=[IPV4_2]), port("c")],
+            None,
+            "a",
+        ),
+    ],
+)
+def test_rails_are_the_best_port_and_those_that_are_like_it(ports, device, rails):
+    chosen = choose_rails(VerbsPorts(tuple(ports), None), device, None, None)
+    assert "".join(each.port.device for each in chosen) == rails
 
 
 def test_what_is_asked_for_is_taken():

@@ -20,7 +20,7 @@ END = QueuePairEnd(
 
 @pytest.mark.parametrize("traffic_class", list(TrafficClass))
 def test_a_wish_arrives_as_it_was_sent(traffic_class):
-    wish = Wish(b"r" * 16, traffic_class, END)
+    wish = Wish(b"r" * 16, traffic_class, 7, END)
     assert len(wish.pack()) == VERBS_DIALECT.wish_bytes
     assert Wish.unpack(wish.pack()) == wish
 
@@ -39,7 +39,7 @@ def test_an_answer_arrives_as_it_was_sent(answer):
 
 
 def test_a_class_that_does_not_exist_is_refused():
-    data = bytearray(Wish(b"r" * 16, TrafficClass.KV, END).pack())
+    data = bytearray(Wish(b"r" * 16, TrafficClass.KV, 0, END).pack())
     data[16] = 9
     with pytest.raises(HandshakeError, match="traffic class 9"):
         Wish.unpack(bytes(data))

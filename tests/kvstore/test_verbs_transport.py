@@ -21,9 +21,9 @@ from kvstore.job_token import JobToken
 from kvstore.staging import StagingMemory
 from kvstore.traffic import CLASS_TABLE, TrafficClass
 from kvstore.transport import TransferList
-from kvstore.verbs_devices import Link, choose_port, find_ports
+from kvstore.verbs_devices import Link, choose_port, choose_rails, find_ports
 from kvstore.verbs_requests import RemoteMemory
-from tests.kvstore.kv_blocks import PLENTY_S, SMALL
+from tests.kvstore.kv_blocks import PLENTY_S, SMALL, random_block
 from tests.kvstore.owner_process import TOKEN, VERBS, OwnerProcess
 
 pytestmark = pytest.mark.rdma
@@ -76,7 +76,7 @@ def transport(choice):
 def server(far_choice):
     from kvstore.verbs_server import VerbsServer
 
-    with closing(VerbsServer(TOKEN, far_choice)) as server:
+    with closing(VerbsServer(TOKEN, [far_choice])) as server:
         yield server
 
 
@@ -143,6 +143,23 @@ def test_bytes_go_from_one_device_to_another_and_back(transport, region, peer, t
     assert np.array_equal(back, source)
 
 
+@pytest.mark.parametrize("rail", [0, 1, 2])
+def test_an_engine_reaches_the_rail_of_its_number_counted_round(rail, peer, monkeypatch):
+    from kvstore import verbs_server
+    from kvstore.verbs_transport import VerbsTransport
+
+    rails = choose_rails(find_ports(), None, None, None)
+    recording = Recording(verbs_server, monkeypatch)
+    with (
+        closing(verbs_server.VerbsServer(TOKEN, rails)) as server,
+        closing(VerbsTransport(TOKEN, rails[rail % len(rails)], rail=rail)) as transport,
+    ):
+        block = random_block(SMALL, seed=rail)
+        transport.write(server.register(peer), [TransferList.piece(block, 0)], KV, PLENTY_S)
+        assert recording.last._device.choice == rails[rail % len(rails)]
+    assert np.array_equal(peer.slot(0), block)
+
+
 def test_the_devices_of_this_machine_are_listed(choice):
     found = find_ports()
     assert found.why_none is None
@@ -185,7 +202,7 @@ def test_a_server_with_another_class_table_is_refused_and_both_values_are_named(
     from kvstore.verbs_server import VerbsServer
 
     classes = {c: replace(settings, dscp=33, service_level=5) for c, settings in CLASS_TABLE.items()}
-    with closing(VerbsServer(TOKEN, far_choice, classes=classes)) as server:
+    with closing(VerbsServer(TOKEN, [far_choice], classes=classes)) as server:
         region = server.register(peer)
         with pytest.raises(
             TransferError, match=r"class kv has (traffic class 132|service level 5) at peer, not"
@@ -397,7 +414,7 @@ def test_a_memory_that_cannot_be_served_is_named(server, monkeypatch, peer):
     def refuse(*args):
         raise MemoryRefused("the device said no")
 
-    monkeypatch.setattr(server._device, "register", refuse)
+    monkeypatch.setattr(server._devices[0], "register", refuse)
     with pytest.raises(StagingError, match=r"staging memory of peer cannot be served: the device said no"):
         server.register(peer)
 
@@ -410,7 +427,7 @@ def test_a_stale_key_reaches_nothing_after_the_server_is_gone(transport, server,
 
     with (
         closing(StagingMemory.create("peer", SMALL, num_slots=4)) as other,
-        closing(VerbsServer(TOKEN, choice)) as again,
+        closing(VerbsServer(TOKEN, [choice])) as again,
     ):
         new = again.register(other)
         transport.write(new, ops(), KV, PLENTY_S)

@@ -121,9 +121,10 @@ def _peers(wire: Wire, classes: Mapping[TrafficClass, ClassSettings]) -> Iterato
     from kvstore.verbs_transport import VerbsTransport
 
     found, token = find_ports(), JobToken.draw()
+    receiver = choose_port(found, wire.receiver, None, None)
     with (
         closing(StagingMemory.create("receiver", _layout(), 1 + MODEL_THREADS)) as memory,
-        closing(VerbsServer(token, choose_port(found, wire.receiver, None, None), classes=classes)) as server,
+        closing(VerbsServer(token, [receiver], classes=classes)) as server,
         closing(VerbsTransport(token, choose_port(found, wire.sender, None, None), classes)) as transport,
     ):
         yield Peers(transport, server.register(memory))
