@@ -1,8 +1,10 @@
 """Tests marked `rdma` need RDMA devices. Where there are none, they run in a guest that has soft-RoCE.
 
-All that were chosen run in one guest when the first of them is due, and each passes, fails or is skipped here
-as it did there, so one pytest call tells of all. Where the guest cannot be had they are skipped, and the
-summary says so. pytest never makes the guest by itself, as that fetches 100 MB: scripts/rdma_vm setup does.
+All that were chosen run when the first of them is due, and each passes, fails or is skipped here as it did
+there, so one pytest call tells of all. They share one guest. Those marked `rdma(alone=True)`, as they take
+long, have another each, beside it: a guest is emulated by one processor. Where the guest cannot be had they
+are skipped, and the summary says so. pytest never makes the guest by itself, as that fetches 100 MB:
+scripts/rdma_vm setup does.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +59,9 @@ class RdmaTests:
         theirs = [item for item in items if item.get_closest_marker("rdma")]
         if not theirs or has_devices():
             return
-        guest = self._guest = GuestTests([item.nodeid for item in theirs])
+        together = [item.nodeid for item in theirs if not _is_alone(item)]
+        alone = [[item.nodeid] for item in theirs if _is_alone(item)]
+        guest = self._guest = GuestTests([*([together] if together else []), *alone])
         items[:] = [GuestTest.of(item, guest) if item in theirs else item for item in items]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -79,37 +85,63 @@ class FailedInGuest(Exception):
 
 
 class GuestTests:
-    """The tests of one guest; they run when the first outcome is asked for."""
+    """The tests of some guests, that run side by side when the first outcome is asked for."""
 
-    def __init__(self, names: list[str]) -> None:
-        self._names = names
-        self._outcomes: dict[str, Outcome] | None = None
-        self._missing = Outcome("failed", "")
+    def __init__(self, groups: Sequence[list[str]]) -> None:
+        """Names of tests, for one guest each."""
+        self._groups = [GuestGroup(names) for names in groups]
+        self._has_run = False
         self.summary = ""
 
     def outcome(self, name: str) -> Outcome:
-        if self._outcomes is None:
-            self._outcomes = self._run()
+        if not self._has_run:
+            self._run()
+        return next(group.outcome(name) for group in self._groups if name in group.names)
+
+    def _run(self) -> None:
+        self._has_run, started = True, time.monotonic()
+        # They end with this process, and an interrupt need not wait for them.
+        threads = [threading.Thread(target=group.run, daemon=True) for group in self._groups]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        took_s = time.monotonic() - started
+        self.summary = "\n".join(group.summary for group in self._groups) + f"; {took_s:.0f} s in all"
+
+
+class GuestGroup:
+    """The tests of one guest."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.summary = ""
+        self._outcomes: dict[str, Outcome] = {}
+        self._missing = Outcome("failed", "its guest did not run")
+
+    def outcome(self, name: str) -> Outcome:
         return self._outcomes.get(name, self._missing)
 
-    def _run(self) -> dict[str, Outcome]:
+    def run(self) -> None:
+        """Fills in what becomes of each test; raises nothing."""
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="rdma-tests-") as name:
             folder = Path(name)
             try:
                 ended = self._run_in_guest(folder)
             except NoGuest as reason:
-                self.summary = (
-                    f"{len(self._names)} tests NOT RUN, they need RDMA devices or a guest: {reason}"
-                )
+                self.summary = f"{len(self.names)} tests NOT RUN, they need RDMA devices or a guest: {reason}"
                 self._missing = Outcome("skipped", f"NOT TESTED: {reason}")
-                return {}
-            outcomes = read_outcomes(folder / "outcomes")
+                return
+            except Exception as error:  # noqa: BLE001 - whatever it is, each test tells of it
+                self.summary = f"{len(self.names)} tests did not run: {error!r}"
+                self._missing = Outcome("failed", self.summary)
+                return
+            self._outcomes = read_outcomes(folder / "outcomes")
             said = (folder / "output").read_text(errors="replace").splitlines()[-SHOWN_LINES:]
         took_s = time.monotonic() - started
-        self.summary = f"{len(outcomes)} of {len(self._names)} tests ran in a guest, {took_s:.0f} s in all"
+        self.summary = f"{len(self._outcomes)} of {len(self.names)} tests ran in a guest, {took_s:.0f} s"
         self._missing = Outcome("failed", "\n".join([f"the guest's pytest {ended} before this test", *said]))
-        return outcomes
 
     def _run_in_guest(self, folder: Path) -> str:
         """How its pytest ended. Raises NoGuest."""
@@ -118,7 +150,7 @@ class GuestTests:
             raise NoGuest(f"the guest's pyverbs is for Python {image.python_version()}, and .venv is {ours}")
         pytest_command = [sys.executable, "-m", "pytest", "-q", "--color=no", *PLUGINS]
         command = GuestCommand(
-            [*pytest_command, *self._names],
+            [*pytest_command, *self.names],
             ROOT,
             inherited_environment(
                 [f"{OUTCOMES_VARIABLE}={folder}/outcomes", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1"]
@@ -133,6 +165,10 @@ class GuestTests:
                 return f"ended ({run(image, command, output, output)})"
             except GuestTimeout:
                 return f"did not end within {TIMEOUT_S:g} s"
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return any(mark.kwargs.get("alone") for mark in item.iter_markers("rdma"))
 
 
 class GuestTest(pytest.Item):
