@@ -13,7 +13,7 @@ from rollout import __version__
 
 PROJECT = "dualpath-rollout"
 _TOLD = ("torch", "transformers", "ray", "deepspeed")
-_OPTIONAL = ("mooncake-transfer-engine-non-cuda", "nixl", "pyverbs", "vllm")
+_OPTIONAL = ("mooncake-transfer-engine-non-cuda", "nixl", "nixl-cu12", "pyverbs", "vllm")
 
 
 def probe_packages() -> Sequence[Finding]:
