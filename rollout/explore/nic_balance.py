@@ -35,13 +35,14 @@ def nic_balance(desk: Desk) -> None:
             ratios = _ratios(desk, Path(folder), gpus)
         uneven = (ratios.get(DUAL_PATH.name) or 0.0) >= UNEVEN
         for name, ratio in ratios.items():
+            figure = f"snic_max_over_mean_{name}_{gpus}_gpus"
             if ratio is None:
-                desk.left_out[f"nic_balance_{name}_{gpus}_gpus"] = "no second had such a load"
+                desk.left_out[f"nic_balance_{figure}"] = "no second had such a load"
                 continue
             desk.tell(
                 Comparison(
                     "nic_balance",
-                    f"snic_max_over_mean_{name}_{gpus}_gpus",
+                    figure,
                     f"1P2D, GPUs a node: {gpus}; seconds at {LOAD[0]:.0%} to {LOAD[1]:.0%} load",
                     ratio,
                     "max/avg by second",

@@ -32,20 +32,33 @@ def test_a_chat_is_answered(served: Served) -> None:
 
 
 def test_an_agent_with_a_tool_is_recorded_token_by_token(served: Served) -> None:
-    base_url = served.endpoint.open_session("tool-agent", task_id="six-by-seven", group_id="g", sample_index=3)
+    base_url = served.endpoint.open_session(
+        "tool-agent", task_id="six-by-seven", group_id="g", sample_index=3
+    )
     client = client_of(served, base_url)
     messages: list = [{"role": "user", "content": QUESTION}]
     first = client.chat.completions.create(
-        model="taught", messages=messages, tools=[CALCULATOR], temperature=0, max_tokens=96,
+        model="taught",
+        messages=messages,
+        tools=[CALCULATOR],
+        temperature=0,
+        max_tokens=96,
         extra_body={"return_token_ids": True},
     )
     message = first.choices[0].message
     assert first.choices[0].finish_reason == "tool_calls", message
     (call,) = message.tool_calls
     assert json.loads(call.function.arguments) == {"a": 6, "b": 7}
-    messages += [message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "42"}]
+    messages += [
+        message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "42"},
+    ]
     second = client.chat.completions.create(
-        model="taught", messages=messages, tools=[CALCULATOR], temperature=0, max_tokens=96,
+        model="taught",
+        messages=messages,
+        tools=[CALCULATOR],
+        temperature=0,
+        max_tokens=96,
     )
     assert second.choices[0].message.content == ANSWER
     trajectory = served.endpoint.end_session("tool-agent", reward=1.0)
