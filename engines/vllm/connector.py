@@ -104,6 +104,7 @@ class DualPathConnector(KVConnectorBase_V1):
         ]
         self._page_format = page_format(kv_caches, groups, _kind(self._vllm_config))
         self._worker = WorkerSide(kv_caches, self._page_format, config.num_blocks)
+        _warn_of_rotation(self._vllm_config, groups)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         return None if self._page_format is None else _Hello(self._page_format)
@@ -226,6 +227,19 @@ def _kind(config: VllmConfig) -> str:
         return backend
     tiles = "+amx" if torch.cpu._is_amx_tile_supported() else ""
     return f"{backend} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}{tiles}"
+
+
+def _warn_of_rotation(config: VllmConfig, groups: list[CacheGroup]) -> None:
+    """What vLLM 0.32 itself caches for MLA on a CPU is right only with PyTorch's rotation."""
+    on_cpu = config.device_config.device_type == "cpu"
+    if not on_cpu or groups[0].spec != "MLAAttentionSpec":
+        return
+    if config.compilation_config.is_custom_op_enabled("rotary_embedding"):
+        logger.warning(
+            "vLLM's rotary kernel for CPUs turns the wrong tokens of an MLA cache: what it computes depends "
+            'on how a prompt is cut; add --compilation-config \'{"custom_ops": ["-rotary_embedding", '
+            '"-deepseek_scaling_rotary_embedding"]}\''
+        )
 
 
 def _refuse_parallel(config: VllmConfig) -> None:

@@ -15,6 +15,9 @@ from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
 
 PAGE_TOKENS = 32
+OPS = ["-rotary_embedding", "-deepseek_scaling_rotary_embedding"]
+"""PyTorch's rotation in place of vLLM 0.32's kernel for CPUs: that takes the stride of MLA's one key head for
+a token's, so it turns other tokens than it should, and what is cached depends on how a prompt was cut."""
 CONNECTOR = {"kv_connector": "DualPathConnector", "kv_connector_module_path": "engines.vllm.connector"}
 
 
@@ -48,6 +51,7 @@ def vllm_engine(model: Path, store: Path | None = None, **extra: Any) -> Iterato
         block_size=PAGE_TOKENS if "gqa" in model.name else 16,
         distributed_executor_backend="uni",
         kv_transfer_config=transfer,
+        compilation_config={"custom_ops": OPS},
     )
     try:
         yield llm
