@@ -20,8 +20,9 @@ ABORT_SLACK_S = 5.0
 class EnginesConfig:
     """How many engines there are, what runs them, and what one step may take in."""
 
-    kind: Literal["transformers", "paced"]
-    """What runs the model. `transformers`: the reference runner. `paced`: no model; computing takes as
+    kind: Literal["transformers", "vllm", "paced"]
+    """What runs the model. `transformers`: the reference runner. `vllm`: vLLM's worker (docs/vllm.md); its
+    prefill engines hold a batch's KV in `prefill_hbm_bytes`. `paced`: no model; computing takes as
     long as `model_profile` says, and KV is a pattern that is checked wherever it arrives."""
     device: Literal["auto", "cpu", "cuda"]
     """Where the model lies; `auto` takes CUDA devices if the process that starts the engines sees one. Each

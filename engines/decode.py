@@ -122,7 +122,8 @@ class DecodeEngine(Engine):
         self._num_arriving += decodes
         try:
             if not self._config.oracle:
-                await asyncio.to_thread(verify_prompt, turn, self._layout, self._traffic.staging)
+                staging, paged = self._traffic.staging, self._runner.paged
+                await asyncio.to_thread(verify_prompt, turn, self._layout, staging, paged=paged)
             await self._persistence.begin_prompt(turn, self._layout, waits_for_copy=decodes)
             if decodes:
                 self._results[turn.placement.request_id] = self._events.create_future()

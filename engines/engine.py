@@ -117,6 +117,7 @@ class Engine(ABC):
 
     async def set_weights(self, weights: Weights) -> None:
         """All buckets of `weights` are loaded: serve under them."""
+        await self._loop.call(self._runner.weights_loaded, self._config.start_deadline_s)
         self._weights = weights
 
     async def counts(self) -> TokenCounts:

@@ -18,7 +18,7 @@ from engines.absences import Absences
 from engines.batch_trace import BatchTrace, TracedFeed
 from engines.engine import Engine, EngineParts
 from engines.errors import EngineFailed
-from engines.model.runner import BatchShape
+from engines.model.runner import BatchShape, PrefillRow
 from engines.open_feed import BatchFeed, open_feed
 from engines.peers import DecodePeer, NodePeer, SchedulerPeer
 from engines.prefill_batching import PrefillBatching
@@ -250,7 +250,7 @@ class PrefillEngine(Engine):
         """Compute so many tokens of each prompt; those with more to come go on first in the next batch."""
         started_s = time.monotonic()
         rows = [ready.row(tokens) for ready, tokens in batch]
-        shape = BatchShape(tuple(row.hit_tokens for row in rows), tuple(len(row.token_ids) for row in rows))
+        shape = BatchShape(tuple(row.hit_tokens for row in rows), tuple(map(self._moved_tokens, rows)))
         trace = self._trace_of(batch)
         feed = self._open_feed(shape, batch, trace)
         ended = [index for index, (ready, tokens) in enumerate(batch) if ready.is_last(tokens)]
@@ -275,6 +275,13 @@ class PrefillEngine(Engine):
             if index in sampled:
                 self._resolve(ready, Computed(sampled[index], tuple(ready.checksums), ready.phases))
         self._ready[:0] = [ready for index, (ready, _) in enumerate(batch) if index not in sampled]
+
+    def _moved_tokens(self, row: PrefillRow) -> int:
+        """New tokens whose KV goes to the decode node."""
+        tokens = len(row.token_ids)
+        if not self._runner.paged:
+            return tokens
+        return self._layout.num_blocks(tokens) * self._layout.block_tokens  # a hit ends with a block
 
     def _trace_of(self, batch: list[tuple[PromptProgress, int]]) -> BatchTrace | None:
         if not self._timeline.is_on:

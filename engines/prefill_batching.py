@@ -28,7 +28,7 @@ class PrefillBatching:
         self._runner = runner
         self._hbm_bytes = config.prefill_hbm_bytes
         self._kv_token_bytes = layout.full_block_bytes // layout.block_tokens
-        self._is_layerwise = config.prefill_layerwise
+        self._is_layerwise = config.prefill_layerwise and not runner.paged
         self._estimates = PrefillEstimates(
             settings, layout.num_layers, runner.prefill_profile, in_lockstep=config.group_lockstep
         )
@@ -46,8 +46,8 @@ class PrefillBatching:
         if not self._is_layerwise and needed_bytes > self._hbm_bytes:
             raise RequestRefused(
                 f"the {job.prompt_tokens} prompt tokens of {job.placement.request_id} have {needed_bytes} "
-                f"bytes of KV, and without layerwise prefill HBM holds {self._hbm_bytes}; raise "
-                "engines.prefill_hbm_bytes or set engines.prefill_layerwise=true"
+                f"bytes of KV, and a batch may have {self._hbm_bytes} in HBM; raise engines.prefill_hbm_bytes"
+                + ("" if self._runner.paged else " or set engines.prefill_layerwise=true")
             )
 
     def pick(self, rests: Sequence[PromptRest]) -> tuple[Chunk, ...]:

@@ -24,6 +24,9 @@ from engines.stopping import Decoder, IdsOnly
 from engines.types import EngineId, Weights
 from kvstore.open_transport import TransportSpec, open_transport
 
+_VLLM_ROWS = 256
+"""Prompts that vLLM's worker makes room for in a prefill batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -39,9 +42,9 @@ class EngineSpec:
     paced: PacedSpec | None = None
     """What a paced engine runs, in place of the model at model_path."""
 
-    def open(self) -> EngineParts:
-        """Load the model and open the transport, in this process."""
-        runner, decoder = self._open_model()
+    def open(self, kv_bytes: int) -> EngineParts:
+        """Load the model and open the transport, in this process; `kv_bytes`: HBM for whole contexts."""
+        runner, decoder = self._open_model(kv_bytes)
         return EngineParts(
             config=self.config,
             scheduling=self.scheduling,
@@ -52,27 +55,45 @@ class EngineSpec:
             job_seed=self.job_seed,
         )
 
-    def _open_model(self) -> tuple[ModelRunner, Decoder]:
+    def _open_model(self, kv_bytes: int) -> tuple[ModelRunner, Decoder]:
         if self.config.kind == "paced":
             assert self.paced is not None, "a paced engine needs a PacedSpec"
             torch.set_num_threads(self.config.threads)
             return PacedRunner(self.paced, self.block_tokens, verify=not self.config.oracle), IdsOnly()
+        if self.config.kind == "vllm":
+            return self._open_vllm(kv_bytes), load_tokenizer(self.model_path)
         runner = open_runner(self.config, self.model_path, self.block_tokens)
         return runner, load_tokenizer(self.model_path)
+
+    def _open_vllm(self, kv_bytes: int) -> ModelRunner:
+        from engines.vllm.runner import BatchLimits, VllmRunner
+
+        torch.set_num_threads(self.config.threads)
+        return VllmRunner(
+            self.model_path,
+            self.block_tokens,
+            dtype=self.config.dtype,
+            device=resolve_device(self.config.device),
+            kv_bytes=kv_bytes,
+            most=BatchLimits(
+                rows=max(_VLLM_ROWS, self.config.decode_max_requests),
+                tokens=self.config.prefill_batch_tokens + self.config.decode_max_requests,
+            ),
+        )
 
 
 class PrefillProcess(PrefillEngine):
     """A prefill engine with its model."""
 
     def __init__(self, engine_id: EngineId, spec: EngineSpec) -> None:
-        super().__init__(engine_id, spec.open())
+        super().__init__(engine_id, spec.open(spec.config.prefill_hbm_bytes))
 
 
 class DecodeProcess(DecodeEngine):
     """A decode engine with its model."""
 
     def __init__(self, engine_id: EngineId, spec: EngineSpec) -> None:
-        super().__init__(engine_id, spec.open())
+        super().__init__(engine_id, spec.open(spec.config.decode_kv_bytes))
 
 
 def open_runner(config: EnginesConfig, model_path: str, block_tokens: int) -> ModelRunner:

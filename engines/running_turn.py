@@ -79,15 +79,18 @@ class RunningTurn:
         )
 
 
-def verify_prompt(turn: HandOver, layout: BlockLayout, staging: StagingMemory) -> None:
-    """Compare every prompt byte in the turn's slots with the checksums it was sent with; EngineFailed."""
+def verify_prompt(turn: HandOver, layout: BlockLayout, staging: StagingMemory, *, paged: bool) -> None:
+    """Compare every prompt byte in the turn's slots with the checksums it was sent with; EngineFailed.
+
+    `paged`: a block that is filled in part was sent whole.
+    """
     slots = turn.placement.decode_slots
     num_whole = turn.prompt_tokens // layout.block_tokens
     sums, tail_sums = turn.slot_checksums[:num_whole], turn.slot_checksums[num_whole:]
     places = [staging.offset(slot) for slot in slots[:num_whole]]
     damaged = damaged_blocks(layout, staging.buffer, places, sums)
     for block, expected in enumerate(tail_sums, num_whole):
-        count = layout.tokens_in_block(block, turn.prompt_tokens)
+        count = layout.block_tokens if paged else layout.tokens_in_block(block, turn.prompt_tokens)
         if layer_checksums(layout, staging.slot(slots[block]), count) != expected:
             damaged.append(block)
     if damaged:

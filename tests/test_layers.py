@@ -24,7 +24,7 @@ ONLY_IN: dict[str, set[str]] = {
     "pyverbs": {"kvstore/verbs_library.py"},
     "nixl": {"kvstore/nixl_library.py"},
     "nixl_cu12": {"kvstore/nixl_library.py"},
-    "vllm": {"engines/vllm/connector.py"},
+    "vllm": {f"engines/vllm/{name}.py" for name in ("connector", "feed_connector", "page_kind", "runner")},
     "mooncake": {"kvstore/mooncake_store.py"},
     "hf3fs_fuse": {"kvstore/usrbio_files.py"},
     "fastapi": {"rollout/serve/app.py"},

@@ -52,6 +52,8 @@ class Pace:
 class PacedRunner:
     """A ModelRunner over a PacedSpec. Its outputs are a function of the context alone."""
 
+    paged = False
+
     def __init__(
         self, spec: PacedSpec, block_tokens: int, *, verify: bool = True, pace: Pace | None = None
     ) -> None:
@@ -233,6 +235,9 @@ class PacedRunner:
         """A paced model has no weights: a new version is only another chain root."""
         for name, _ in bucket:
             raise KeyError(f"a paced model has no weight named {name}")
+
+    def weights_loaded(self) -> None:
+        pass
 
     def _logits(self, chain_B: Words) -> Tensor:
         logits_BV = torch.zeros(len(chain_B), VOCABULARY)

@@ -103,6 +103,9 @@ class ModelRunner(Protocol):
     """Rows of a prefill batch cost as much as the longest."""
     padding_exact: bool
     """False: only rows of equal (hit, new) lengths may share a batch."""
+    paged: bool
+    """KV lies in pages of the runner's own, all layers of a batch at once: a block moves whole even where it
+    is filled in part, and `prefill_hbm_bytes` bound a prefill batch."""
     prefill_profile: PrefillProfile | None
     """What a prefill takes; None: it is to be learnt."""
     attention_s: float | None
@@ -144,5 +147,9 @@ class ModelRunner(Protocol):
         ...
 
     def load_weights(self, bucket: Iterable[NamedArray]) -> None:
-        """Copy the named tensors into the model; other tensors stay."""
+        """Copy the named tensors into the model; other tensors stay. Used from `weights_loaded` on."""
+        ...
+
+    def weights_loaded(self) -> None:
+        """That was all of the new weights."""
         ...

@@ -25,6 +25,7 @@ class TransformersRunner:
     """A ModelRunner over one transformers model."""
 
     pads = True
+    paged = False
     prefill_profile: PrefillProfile | None = None
     attention_s: float | None = None
 
@@ -110,6 +111,9 @@ class TransformersRunner:
                     f"weight {name} is {tuple(tensor.shape)}, the model's is {tuple(parameter.shape)}"
                 )
             parameter.copy_(tensor)
+
+    def weights_loaded(self) -> None:
+        pass
 
     def _scratch_for(self, batch: PagedBatch) -> Tensor:
         needed = len(batch.block_table) * self._pool[0, 0].numel()

@@ -11,7 +11,6 @@ vLLM makes one object beside its scheduler and one beside its cache; each method
 from __future__ import annotations
 
 import logging
-import platform
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from engines.vllm.version import require_tested
 require_tested(vllm.__version__)  # before a name is missing below
 
 from vllm.config import VllmConfig  # noqa: E402
-from vllm.distributed.kv_transfer.kv_connector.utils import get_current_attn_backend  # noqa: E402
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (  # noqa: E402
     KVConnectorBase_V1,
     KVConnectorHandshakeMetadata,
@@ -40,6 +38,7 @@ from engines.errors import VllmRefused  # noqa: E402
 from engines.vllm.block_service import BlockService  # noqa: E402
 from engines.vllm.messages import StepPlan, StepReport  # noqa: E402
 from engines.vllm.page_format import CacheGroup, PageFormat, page_format  # noqa: E402
+from engines.vllm.page_kind import page_kind  # noqa: E402
 from engines.vllm.scheduler_side import SchedulerSide  # noqa: E402
 from engines.vllm.settings import store_config  # noqa: E402
 from engines.vllm.worker_side import WorkerSide  # noqa: E402
@@ -102,7 +101,7 @@ class DualPathConnector(KVConnectorBase_V1):
             CacheGroup(type(group.kv_cache_spec).__name__, config.num_blocks, group.kv_cache_spec.block_size)
             for group in config.kv_cache_groups
         ]
-        self._page_format = page_format(kv_caches, groups, _kind(self._vllm_config))
+        self._page_format = page_format(kv_caches, groups, page_kind(self._vllm_config))
         self._worker = WorkerSide(kv_caches, self._page_format, config.num_blocks)
         _warn_of_rotation(self._vllm_config, groups)
 
@@ -218,15 +217,6 @@ def _computed_after(output: Any) -> Iterator[tuple[str, int]]:
 def _is_tokens_alone(request: Any) -> bool:
     """Do its token ids say all that its KV depends on?"""
     return request.lora_request is None and not request.mm_features and request.prompt_embeds is None
-
-
-def _kind(config: VllmConfig) -> str:
-    """What decides how a page looks inside: the attention backend, and for a CPU what it can compute with."""
-    backend = str(get_current_attn_backend(config).get_name())
-    if config.device_config.device_type != "cpu":
-        return backend
-    tiles = "+amx" if torch.cpu._is_amx_tile_supported() else ""
-    return f"{backend} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}{tiles}"
 
 
 def _warn_of_rotation(config: VllmConfig, groups: list[CacheGroup]) -> None:

@@ -92,7 +92,7 @@ class Parts:
         return NodeAgent(node_id, self.store(store, node_id), staging, ReadRules.of(config), server, limiter)
 
     def _engine(self, cls: type[Engine], engine_id: EngineId, spec: EngineSpec) -> Engine:
-        parts = spec.open()
+        parts = spec.open(spec.config.decode_kv_bytes)
         runner, transport = self.runner(parts.runner, engine_id), self.transport(parts.transport, engine_id)
         return cls(engine_id, replace(parts, runner=runner, transport=transport))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -16,5 +17,6 @@ SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
-for name, value in SETTINGS.items():
-    os.environ.setdefault(name, value)
+if find_spec("vllm") is not None:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)

@@ -56,11 +56,15 @@ def vllm_engine(model: Path, store: Path | None = None, **extra: Any) -> Iterato
     try:
         yield llm
     finally:
-        llm.llm_engine.engine_core.shutdown()
-        ensure_kv_transfer_shutdown()
-        del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        shut_down(llm)
+
+
+def shut_down(llm: LLM) -> None:
+    """Let another engine start in this process."""
+    llm.llm_engine.engine_core.shutdown()
+    ensure_kv_transfer_shutdown()
+    gc.collect()
+    cleanup_dist_env_and_memory()
 
 
 def generate(llm: LLM, prompts: Sequence[Sequence[int]], max_tokens: int = 12) -> list[Generated]:

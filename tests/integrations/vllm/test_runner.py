@@ -1,0 +1,144 @@
+"""vLLM's worker under our engines says what vLLM says by itself, wherever a prompt's KV came from."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from safetensors.torch import load_file
+
+from engines.errors import ModelUnsupported
+from engines.model.runner import BatchShape, DecodeRow, PrefillRow
+from engines.vllm.runner import BatchLimits, VllmRunner
+from tests.integrations.vllm.models import save_model
+from tests.integrations.vllm.vllm_engine import generate, shut_down
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+BLOCK_TOKENS = {"gqa": 32, "mla": 16}
+PROMPTS = [[(i * 7 + j) % 250 for i in range(length)] for j, length in enumerate((150, 97, 64))]
+
+
+@pytest.fixture(scope="module", params=["gqa", "mla"])
+def runner(request, tmp_path_factory):
+    model = save_model(request.param, tmp_path_factory.mktemp("models") / request.param)
+    limits = BatchLimits(rows=16, tokens=1024)
+    opened = VllmRunner(
+        str(model),
+        BLOCK_TOKENS[request.param],
+        dtype="float32",
+        device="cpu",
+        kv_bytes=16 << 20,
+        most=limits,
+    )
+    yield opened
+    shut_down(opened._llm)
+
+
+class KeepingFeed:
+    """A LayerFeed whose hits are what an earlier batch made; it keeps what a batch makes."""
+
+    def __init__(self, runner, rows, kept=None):
+        tokens = runner.layout.block_tokens
+        new = tuple(runner.layout.num_blocks(len(row.token_ids)) * tokens for row in rows)
+        self.shape = BatchShape(tuple(row.hit_tokens for row in rows), new)
+        self.made = []
+        self._kept = kept
+        self._buffer = runner.new_buffer(self.shape)
+
+    def load(self, layer):
+        self._buffer.zero_()
+        for row, hit in enumerate(self.shape.hit_tokens):
+            if hit:
+                self._buffer[row, :hit] = self._kept[layer][row][:hit]
+        return self._buffer
+
+    def store(self, layer):
+        first = self.shape.hit_columns
+        hits = [
+            self._kept[layer][row][:hit] if hit else self._buffer[row, :0]
+            for row, hit in enumerate(self.shape.hit_tokens)
+        ]
+        self.made.append(
+            [
+                torch.cat([hit, self._buffer[row, first : first + new]])
+                for row, (hit, new) in enumerate(zip(hits, self.shape.new_tokens, strict=True))
+            ]
+        )
+
+
+def prefill(runner, prompts, hits=None, kept=None):
+    hits = hits or [0] * len(prompts)
+    rows = [PrefillRow(hit, array("i", prompt[hit:])) for prompt, hit in zip(prompts, hits, strict=True)]
+    feed = KeepingFeed(runner, rows, kept)
+    return runner.prefill(rows, feed), feed.made
+
+
+def logprobs(logits):
+    best = logits.log_softmax(-1).max(-1)
+    return best.indices.tolist(), best.values.tolist()
+
+
+def decode_all(runner, prompts, made, first_tokens, steps):
+    """Greedy, over blocks of the pool taken from its end, so that nothing lies there by luck."""
+    pool = runner.make_pool(1)
+    pool.zero_()
+    tokens, free = runner.layout.block_tokens, list(range(pool.shape[1]))[::-1]
+    tables = [[free.pop(0) for _ in range(runner.layout.num_blocks(len(p) + steps))] for p in prompts]
+    for layer, of_layer in enumerate(made):
+        for table, kv in zip(tables, of_layer, strict=True):
+            blocks = kv.view(-1, tokens, kv.shape[-1])
+            pool[layer, torch.tensor(table[: len(blocks)])] = blocks
+    said = [[token] for token in first_tokens]
+    for step in range(steps - 1):
+        rows = [
+            DecodeRow(own[-1], len(prompt) + step, table)
+            for own, prompt, table in zip(said, prompts, tables, strict=True)
+        ]
+        chosen, _ = logprobs(runner.decode(rows))
+        for own, token in zip(said, chosen, strict=True):
+            own.append(token)
+    return said
+
+
+def test_prefill_and_decode_say_what_vllm_says(runner):
+    expected = generate(runner._llm, PROMPTS, 40)
+    logits, made = prefill(runner, PROMPTS)
+    first, values = logprobs(logits)
+    assert first == [each.token_ids[0] for each in expected]
+    assert values == pytest.approx([each.logprobs[0] for each in expected], abs=1e-4)
+    assert decode_all(runner, PROMPTS, made, first, 40) == [each.token_ids for each in expected]
+
+
+def test_hits_of_an_earlier_prefill_change_nothing(runner):
+    tokens = runner.layout.block_tokens
+    logits, made = prefill(runner, PROMPTS)
+    hits = [(len(prompt) - 1) // tokens * tokens for prompt in PROMPTS]
+    hits[1] = 0
+    again, made_again = prefill(runner, PROMPTS, hits, made)
+    assert logprobs(again)[0] == logprobs(logits)[0]
+    assert logprobs(again)[1] == pytest.approx(logprobs(logits)[1], abs=1e-4)
+    first = logprobs(again)[0]
+    assert decode_all(runner, PROMPTS, made_again, first, 20) == decode_all(runner, PROMPTS, made, first, 20)
+
+
+def test_new_weights_are_used_once_all_are_there(runner):
+    before, _ = prefill(runner, PROMPTS)
+    folder = runner._llm.llm_engine.vllm_config.model_config.model
+    weights = load_file(f"{folder}/model.safetensors")
+    if "mla" in folder:  # it has experts
+        with pytest.raises(ModelUnsupported, match="experts"):
+            runner.load_weights([])
+        return
+    runner.load_weights([(name, (weight * 0.5).numpy()) for name, weight in list(weights.items())[:5]])
+    runner.load_weights([(name, (weight * 0.5).numpy()) for name, weight in list(weights.items())[5:]])
+    assert torch.equal(prefill(runner, PROMPTS)[0], before)
+    runner.weights_loaded()
+    assert not torch.allclose(prefill(runner, PROMPTS)[0], before, atol=1e-3)
+    runner.load_weights([(name, weight.numpy()) for name, weight in weights.items()])
+    runner.weights_loaded()
+    assert torch.allclose(prefill(runner, PROMPTS)[0], before, atol=1e-4)
