@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rollout.async_backend import AsyncRolloutBackend
 from rollout.config import RunConfig
 from rollout.controller import Running
+from rollout.errors import RolloutError
 from rollout.metrics import KVBytes
+from rollout.pulled import Pulled
 from rollout.tasks import Task
 from rollout.types import Trajectory
 
@@ -28,6 +31,7 @@ class RolloutBackend:
     """`with RolloutBackend(config) as backend: trajectories = backend.generate(tasks)`."""
 
     def __init__(self, config: RunConfig) -> None:
+        self.config = config
         self._backend = AsyncRolloutBackend(config)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout", daemon=True)
@@ -100,8 +104,16 @@ class RolloutBackend:
             self._call(_leave(serving))
 
     def update_weights(self, version: int, weights: Iterable[tuple[str, Any]]) -> None:
-        """Load new weights into every engine from (name, tensor) pairs; see AsyncRolloutBackend."""
-        self._call(self._backend.update_weights(version, weights))
+        """Load new weights into every engine from (name, tensor) pairs; see AsyncRolloutBackend.
+
+        `weights` is iterated on the caller's thread, whose collectives and CUDA device it may need.
+        """
+        pulled = Pulled(weights)
+        updating = self._begin(self._backend.update_weights(version, pulled))
+        updating.add_done_callback(pulled.stop)
+        with _cancelled_on_error(updating):
+            pulled.serve()
+            updating.result()
 
     def pause(self) -> None:
         """Start no further turn; returns when the running ones are through."""
@@ -125,15 +137,32 @@ class RolloutBackend:
 
     @property
     def weights_version(self) -> int:
+        self._require_running()
         return self._backend.weights_version
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
+        future = self._begin(coroutine)
+        with _cancelled_on_error(future):
             return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+
+    def _begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        if not self._thread.is_alive():
+            coroutine.close()
+        self._require_running()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _require_running(self) -> None:
+        if not self._thread.is_alive():
+            raise RolloutError("the backend does not run; use it inside `with RolloutBackend(config)`")
+
+
+@contextmanager
+def _cancelled_on_error(future: Future[Any]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        future.cancel()
+        raise
 
 
 async def _next(trajectories: AsyncIterator[Trajectory]) -> Trajectory | None:

@@ -114,6 +114,17 @@ def _parse(line: str, number: int, where: str, environment: str) -> Task:
         raise TaskFileError(f"{where}: not JSON: {error}") from None
     if not isinstance(record, dict):
         raise TaskFileError(f"{where}: must be a JSON object, got {line.strip()[:40]!r}")
+    return task_of(record, where, f"line-{number}", environment)
+
+
+def task_of(
+    record: Mapping[str, Any], where: str, default_id: str, environment: str = "word_problems"
+) -> Task:
+    """The task that a line of a task file describes, however it came here.
+
+    `where` begins the message of the TaskFileError that a bad one raises; `environment` plays it if it names
+    none.
+    """
     environment = _text(record, "environment", where, default=environment)
     if environment not in ENVIRONMENTS and ":" not in environment:
         known = ", ".join(ENVIRONMENTS)
@@ -122,7 +133,7 @@ def _parse(line: str, number: int, where: str, environment: str) -> Task:
         )
     needs_answer = environment in ENVIRONMENTS and environment not in _NO_ANSWER
     return Task(
-        task_id=_text(record, "id", where, default=f"line-{number}", number=True),
+        task_id=_text(record, "id", where, default=default_id, number=True),
         prompt=_text(record, "prompt", where),
         answer=_text(record, "answer", where, default=None if needs_answer else "", number=True),
         environment=environment,
@@ -131,7 +142,7 @@ def _parse(line: str, number: int, where: str, environment: str) -> Task:
 
 
 def _text(
-    record: dict[str, object],
+    record: Mapping[str, Any],
     key: str,
     where: str,
     *,

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from math import isfinite
@@ -247,23 +247,7 @@ class TrainerRank:
 
     def _gather(self, names: Sequence[str]) -> list[NamedArray]:
         """Copies of whole weights, on rank 0."""
-        parameters = [self._parameters[name] for name in names]
-        with self._whole(parameters):
-            if self._rank != 0:
-                return []
-            return [
-                (name, parameter.detach().float().cpu().numpy().copy())
-                for name, parameter in zip(names, parameters, strict=True)
-            ]
-
-    def _whole(self, parameters: list[torch.nn.Parameter]) -> AbstractContextManager[object]:
-        """Under ZeRO-3 a weight lies in pieces over the ranks; inside this it is whole."""
-        if self._config.zero_stage < 3:
-            return nullcontext()
-        import deepspeed
-
-        gathered: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(parameters)
-        return gathered
+        return gather_whole({name: self._parameters[name] for name in names}, keep=self._rank == 0)
 
     # Checkpoints.
 
@@ -303,6 +287,24 @@ class TrainerRank:
         for names in plan_buckets(self._weights, CHECKPOINT_BUCKET_BYTES):
             for name, weight in self._gather(names):
                 yield name, torch.from_numpy(weight).to(dtype)
+
+
+def gather_whole(parameters: Mapping[str, torch.nn.Parameter], *, keep: bool) -> list[NamedArray]:
+    """Copies of whole weights in float32, which only ranks with `keep` get. Collective under ZeRO-3."""
+    with _whole(list(parameters.values())):
+        if not keep:
+            return []
+        return [(name, weight.detach().float().cpu().numpy().copy()) for name, weight in parameters.items()]
+
+
+def _whole(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[object]:
+    """Under ZeRO-3 a weight lies in pieces over the ranks; inside this it is whole."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(parameters)
+    return gathered
 
 
 class _SharedModel:

@@ -32,6 +32,7 @@ ONLY_IN: dict[str, set[str]] = {
     "uvicorn": {"rollout/serve/endpoint.py"},
     "prometheus_client": {"rollout/serve/metrics.py"},
     "skyrl_gym": {"rollout/skyrl_gym_environment.py"},
+    "trl": {"rollout/integrations/trl.py"},
 }
 PURE = (
     "engines/scheduling/*.py",

@@ -1,0 +1,97 @@
+"""One rank of a GRPO job of TRL's with DeepSpeed: what a user's script is, with notes of what it saw.
+
+Its argument is a folder: FOLDER/job.json says what to do; FOLDER/rank-N.json is what rank N notes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+import rollout
+from rollout.integrations.trl import on_first_rank, rollout_func, task_reward
+
+
+class Notes(TrainerCallback):  # type: ignore[misc]
+    """What one rank saw: of each call of the rollout function, and of the trainer's log."""
+
+    def __init__(self, play: Any) -> None:
+        self._play = play
+        self.calls: list[dict[str, Any]] = []
+        self.log: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "reward" in logs:
+            self.log.append(logs)
+
+    def rollout(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+        columns: dict[str, Any] = self._play(prompts, trainer)
+        call: dict[str, Any] = {"step": trainer.state.global_step, "prompts": prompts, **columns}
+        call["off_by"] = [off_by(trainer.model, columns, row) for row in range(len(prompts))]
+        if self.calls:
+            first = self.calls[0]
+            call["first_off_by"] = [off_by(trainer.model, first, row) for row in range(len(prompts))]
+        self.calls.append(call)
+        return columns
+
+
+def off_by(model: torch.nn.Module, columns: dict[str, Any], row: int) -> float:
+    """How far a row's logprobs are from those of the model that is trained, at most."""
+    prompt_ids, completion_ids = columns["prompt_ids"][row], columns["completion_ids"][row]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt_ids + completion_ids])).logits[
+            0, len(prompt_ids) - 1 : -1
+        ]
+    logprobs = logits.log_softmax(-1)[range(len(completion_ids)), completion_ids]
+    sampled = torch.tensor(columns["env_mask"][row]) == 1
+    return float((logprobs - torch.tensor(columns["logprobs"][row]))[sampled].abs().max())
+
+
+def main(folder: Path) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    args = GRPOConfig(
+        output_dir=str(folder / "trl"),
+        deepspeed={
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            # Below the sizes of the tiny model's weights, so that they really are cut up.
+            "zero_optimization": {"stage": job["zero_stage"], "stage3_param_persistence_threshold": 100},
+        },
+        bf16=False,
+        report_to="none",
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        lr_scheduler_type="constant",
+        **job["args"],
+    )
+    tasks = Dataset.from_list(job["tasks"])
+    with on_first_rank(rollout.load_config(job["overrides"])) as backend:
+        notes = Notes(rollout_func(backend))
+        trainer = GRPOTrainer(
+            model=job["model"],
+            args=args,
+            reward_funcs=task_reward,
+            train_dataset=tasks,
+            eval_dataset=tasks.select(range(2)),
+            rollout_func=notes.rollout,
+            callbacks=[notes],
+        )
+        trainer.train()
+        trainer.evaluate()
+        evaluated = trainer.evaluate()
+        version = None if backend is None else backend.weights_version
+    found = {"calls": notes.calls, "log": notes.log, "version": version, "evaluated": evaluated}
+    (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
