@@ -52,7 +52,8 @@ class TaskConfig:
     """How tasks are played where their file does not say. `word_problems`: problems in words, with a
     calculator. `chain_arithmetic`: expressions for a tiny model, one operation a calculator call. `coding`: a
     small repository with a failing test, with bash and edit. `tool_use`: a question, with the tools its line
-    names. `skyrl_gym`: an environment of that package. `module:Class`: your own."""
+    names. `one_reply`: a conversation that is answered once and judged elsewhere. `skyrl_gym`: an environment
+    of that package. `module:Class`: your own."""
     path: str | None
     """A JSONL file of tasks. null: the bundled ones of `word_problems` or `coding`, or generated ones for
     `chain_arithmetic`."""

@@ -22,11 +22,12 @@ ENVIRONMENTS = {
     "chain_arithmetic": "rollout.chain_arithmetic:ChainArithmetic",
     "tool_use": "rollout.tool_use:ToolUse",
     "coding": "rollout.coding:RepairTask",
+    "one_reply": "rollout.one_reply:OneReply",
     "skyrl_gym": "rollout.skyrl_gym_environment:SkyRLGymTask",
 }
 """The bundled environments: name and class. Other names are `module:Class`."""
 _BUNDLED = {"word_problems": "arithmetic.jsonl", "coding": "coding.jsonl"}
-_NO_ANSWER = ("coding", "skyrl_gym")
+_NO_ANSWER = ("coding", "one_reply", "skyrl_gym")
 """Environments that judge by something else: their lines need no answer, nor do those of `module:Class`."""
 
 

@@ -12,7 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from rollout.tasks import Task, TaskFileError, task_of
+from rollout.tasks import ENVIRONMENTS, Task, TaskFileError, task_of
+
+OPENS_ITSELF = frozenset(ENVIRONMENTS) - {"one_reply"}
+"""Environments that know a prompt, and no conversation that has begun."""
 
 
 class Dataset(Protocol):
@@ -57,26 +60,24 @@ class DatasetTasks:
                     f"rows {number} and {place[1]} of the dataset have one prompt, {_short(prompt)}, and "
                     "differ elsewhere; a trainer tells them apart by their prompts only"
                 )
-        return task_of(record, f"row {number} of the dataset", f"row-{number}", self._environment)
+        task = task_of(record, f"row {number} of the dataset", f"row-{number}", self._environment)
+        if "messages" in record and task.environment in OPENS_ITSELF:
+            raise TaskFileError(
+                f"row {number} of the dataset: the environment {task.environment} opens the conversation "
+                f'itself; give its "prompt" as a text, or environment=one_reply, got {_short(prompt)}'
+            )
+        return task
 
     def _record(self, which: int, number: int) -> dict[str, Any]:
         """The row as the line of a task file: None stands where another row has a key that this one lacks."""
         row: Mapping[str, Any] = self._datasets[which][number]
         record = {key: value for key, value in row.items() if value is not None}
-        record["prompt"] = _text(record["prompt"], number)
+        if isinstance(record["prompt"], list):
+            conversation = record["prompt"]
+            record["prompt"] = conversation[-1].get("content")
+            if [message.get("role") for message in conversation] != ["user"]:
+                record["messages"] = conversation
         return record
-
-
-def _text(prompt: Any, number: int) -> Any:
-    """The text of a prompt that is one message of the user's."""
-    if not isinstance(prompt, list):
-        return prompt
-    if [message.get("role") for message in prompt] != ["user"]:
-        raise TaskFileError(
-            f'row {number} of the dataset: "prompt" must be a text or one message of the user\'s, as the '
-            f"task's environment opens the conversation; got {_short(prompt)}"
-        )
-    return prompt[0].get("content")
 
 
 def _key(prompt: Any) -> str:

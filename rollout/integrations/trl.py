@@ -89,7 +89,7 @@ class _RolloutFunction:
         ranks = Ranks()
         by_rank = ranks.gather(prompts)
         if trainer is not self._trainer:
-            ranks.from_first(lambda: self._check(trainer))
+            ranks.from_first(lambda: self._check(trainer, ranks.size))
             self._trainer, self._pushed_step = trainer, None
             self._tasks.clear()
         if trainer.state.global_step != self._pushed_step:
@@ -138,13 +138,14 @@ class _RolloutFunction:
         training = trainer.model.training
         if training not in self._tasks:
             found = trainer.train_dataset if training else trainer.eval_dataset
-            datasets = found.values() if isinstance(found, Mapping) else [found]
+            by_name = found if isinstance(found, Mapping) else {"": found}
+            datasets = [dataset for dataset in by_name.values() if dataset is not None]
             environment = self._first_backend().config.task.environment
             self._tasks[training] = DatasetTasks(datasets, environment)
         return self._tasks[training]
 
-    def _check(self, trainer: GRPOTrainer) -> None:
-        _check_trainer(trainer, self._first_backend().config)
+    def _check(self, trainer: GRPOTrainer, num_ranks: int) -> None:
+        _check_trainer(trainer, self._first_backend().config, num_ranks)
 
     def _first_backend(self) -> RolloutBackend:
         if self._backend is None:
@@ -200,26 +201,43 @@ def _check_version() -> None:
         )
 
 
-def _check_trainer(trainer: GRPOTrainer, config: RunConfig) -> None:
+def _check_trainer(trainer: GRPOTrainer, config: RunConfig, num_ranks: int) -> None:
     """Refuse what would train on something else than was sampled."""
-    sharding, group_size = trainer.accelerator.distributed_type.value, config.task.group_size
+    accelerator, group_size = trainer.accelerator, config.task.group_size
+    sharding, counted = accelerator.distributed_type.value, accelerator.num_processes
     sizes = {trainer.num_generations, trainer.num_generations_eval}
-    told = {
-        f"sampling.temperature={config.sampling.temperature} must be the trainer's "
-        f"temperature={trainer.temperature}": config.sampling.temperature != trainer.temperature,
-        f"task.group_size={group_size} must divide the trainer's num_generations, {_listed(sizes)}; "
-        f"set task.group_size={gcd(*sizes)}": gcd(*sizes) % group_size != 0,
-        "use_vllm=True starts engines that play nothing here; set use_vllm=False": trainer.use_vllm,
-        "tools of a rollout function are those of its tasks' environments; give GRPOTrainer no tools and no "
-        "environment_factory": bool(trainer.tools),
-        "weights of a PEFT adapter cannot be pushed; train without peft_config": hasattr(
-            trainer.accelerator.unwrap_model(trainer.model), "peft_config"
+    refusals = [
+        (
+            config.sampling.temperature != trainer.temperature,
+            f"sampling.temperature={config.sampling.temperature} must be the trainer's "
+            f"temperature={trainer.temperature}",
         ),
-        f"weights under {sharding} cannot be gathered; train in one process, with DDP or with DeepSpeed": (
-            sharding not in GATHERED_FROM
+        (
+            gcd(*sizes) % group_size != 0,
+            f"task.group_size={group_size} must divide the trainer's num_generations, {_listed(sizes)}; "
+            f"set task.group_size={gcd(*sizes)}",
         ),
-    }
-    for message, is_wrong in told.items():
+        (trainer.use_vllm, "use_vllm=True starts engines that play nothing here; set use_vllm=False"),
+        (
+            bool(trainer.tools),
+            "tools of a rollout function are those of its tasks' environments; give GRPOTrainer no tools and "
+            "no environment_factory",
+        ),
+        (
+            hasattr(accelerator.unwrap_model(trainer.model), "peft_config"),
+            "weights of a PEFT adapter cannot be pushed; train without peft_config",
+        ),
+        (
+            counted != num_ranks,
+            f"accelerate counts {counted} of {num_ranks} ranks, as it does with DeepSpeed where there is no "
+            'GPU; see "TRL" in docs/decisions.md',
+        ),
+        (
+            sharding not in GATHERED_FROM,
+            f"weights under {sharding} cannot be gathered; train in one process, with DDP or with DeepSpeed",
+        ),
+    ]
+    for is_wrong, message in refusals:
         if is_wrong:
             raise UnfitTrainer(message)
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import rollout
+from rollout.errors import RolloutError
 from rollout.integrations.trl import on_first_rank, rollout_func, task_reward
 
 
@@ -57,6 +59,9 @@ def off_by(model: torch.nn.Module, columns: dict[str, Any], row: int) -> float:
 
 def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
+    # Where there is no GPU, accelerate would else count every rank as alone.
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState(backend="gloo")
     args = GRPOConfig(
         output_dir=str(folder / "trl"),
         deepspeed={
@@ -65,6 +70,7 @@ def main(folder: Path) -> None:
             # Below the sizes of the tiny model's weights, so that they really are cut up.
             "zero_optimization": {"stage": job["zero_stage"], "stage3_param_persistence_threshold": 100},
         },
+        accelerator_config={"use_configured_state": True},
         bf16=False,
         report_to="none",
         logging_steps=1,
@@ -89,7 +95,21 @@ def main(folder: Path) -> None:
         trainer.evaluate()
         evaluated = trainer.evaluate()
         version = None if backend is None else backend.weights_version
-    found = {"calls": notes.calls, "log": notes.log, "version": version, "evaluated": evaluated}
+    trainer.state.global_step += 1
+    try:
+        notes.rollout([], trainer)
+        told = ""
+    except RolloutError as error:
+        told = str(error)
+    found = {
+        "calls": notes.calls,
+        "log": notes.log,
+        "version": version,
+        "evaluated": evaluated,
+        "told_after_close": told,
+        "zero_stage": trainer.model_wrapped.zero_optimization_stage(),
+        "weights_at_hand": sum(weight.numel() for weight in trainer.model.parameters()),
+    }
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 

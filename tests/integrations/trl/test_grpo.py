@@ -101,6 +101,13 @@ def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
     )
 
 
+def test_deepspeed_trains_and_zero_3_has_cut_the_weights_up(
+    alone: dict[str, Any], pair: list[dict[str, Any]]
+) -> None:
+    assert [rank["zero_stage"] for rank in (alone, *pair)] == [1, 3, 3]
+    assert all(rank["weights_at_hand"] < alone["weights_at_hand"] / 10 for rank in pair)
+
+
 def calls_of(ranks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [call for rank in ranks for call in rank["calls"]]
 
@@ -160,3 +167,10 @@ def test_the_tasks_rewards_and_the_backends_figures_reach_the_trainer(alone: dic
         assert logged["rollout/jct_s"] > 0
         assert logged["rollout/turns_mean"] == 2
         assert logged["rollout/failed"] == 0
+
+
+def test_when_the_backend_is_gone_every_rank_is_told(
+    alone: dict[str, Any], pair: list[dict[str, Any]]
+) -> None:
+    for rank in (alone, *pair):
+        assert "the backend does not run" in rank["told_after_close"]

@@ -59,9 +59,11 @@ def test_a_prompt_without_one_good_row_is_told_in_one_line(rows: list[dict[str, 
     assert "\n" not in str(raised.value)
 
 
-def test_a_conversation_that_is_already_open_is_refused() -> None:
+def test_a_conversation_that_has_begun_is_handed_to_an_environment_that_takes_one() -> None:
     prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    with pytest.raises(TaskFileError, match='row 0 of the dataset: "prompt" must be a text or one message'):
+    found = tasks({"prompt": prompt, "environment": "one_reply"}).task(prompt)
+    assert found == Task("row-0", "u", "", "one_reply", {"messages": prompt})
+    with pytest.raises(TaskFileError, match="word_problems opens the conversation itself"):
         tasks({"prompt": prompt, "answer": "2"}).task(prompt)
 
 
