@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from engines.loans import Loans
 from engines.roster import Roster
-from engines.types import EngineId
+from engines.types import EngineId, EngineInfo
 
 
 class AbsentEngines:
@@ -39,6 +39,16 @@ class AbsentEngines:
         self._news.set()
         self._news = asyncio.Event()
         return self.engines - before, before - self.engines
+
+    def includes(self, info: EngineInfo) -> bool:
+        """Whether an engine that is enlisted now gets no turns before `set` says that it is back."""
+        is_out = info.engine_id in self._parts or info.node_id in self._parts
+        self.engines = self.engines | {info.engine_id} if is_out else self.engines - {info.engine_id}
+        return is_out
+
+    def leave(self, engine_ids: frozenset[EngineId]) -> None:
+        """These get no turns before they are enlisted again."""
+        self.engines |= engine_ids
 
     async def news(self, seen: int, wait_s: float) -> tuple[int, frozenset[str]]:
         """All that do not answer, and the number of this news; waits for others than number `seen`."""

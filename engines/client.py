@@ -8,6 +8,7 @@ sampled. Every attempt ends with `finish` at the scheduler.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -49,6 +50,8 @@ fewer."""
 
 _LISTEN_S = 60.0
 """One question to the scheduler for absent engines takes no longer."""
+_TRY_AGAIN_S = 0.5
+"""Between two tries to reach a scheduler that is not there."""
 _TELL_DEADLINE_S = 10.0
 """For a message that nobody waits for."""
 _FOLLOW_S = 5.0
@@ -86,7 +89,12 @@ class _Turn:
 class EngineClient:
     """Runs turns on the engines. All methods belong to one event loop."""
 
-    def __init__(self, parts: ClientParts, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, parts: ClientParts, clock: Callable[[], float] = time.monotonic, name: str = ""
+    ) -> None:
+        """`name` is this process's alone among those that live; without one nobody ends its turns if it is
+        lost."""
+        self._name = f"{name}/{os.getpid()}" if name else ""
         self._scheduler: SchedulerPeer = parts.scheduler
         self._prefill_engines: Mapping[EngineId, PrefillPeer] = parts.prefill_engines
         self._decode_engines: Mapping[EngineId, DecodePeer] = parts.decode_engines
@@ -100,6 +108,11 @@ class EngineClient:
         self._num_running = 0
         self._telling: set[asyncio.Future[None]] = set()
         self._followers: dict[RequestId, OnTokens] = {}
+
+    @property
+    def _mark(self) -> str:
+        """Tells attempts of this process from those of one that was lost."""
+        return f"@{self._name}" if self._name else ""
 
     def open_context(self) -> Context:
         """An empty context under the weights the engines hold."""
@@ -155,10 +168,13 @@ class EngineClient:
 
     async def _listen(self) -> None:
         seen = -1
-        with suppress(EngineFailed):  # without a scheduler turns end by themselves
-            while True:
+        while True:
+            try:
                 seen, absent = await self._scheduler.absent(seen, _LISTEN_S)
                 self._absences.set(absent)
+            except EngineFailed:  # another scheduler begins with other numbers
+                seen = -1
+                await asyncio.sleep(_TRY_AGAIN_S)
 
     @asynccontextmanager
     async def waiting(self, context: Context, request_id: RequestId) -> AsyncIterator[None]:
@@ -196,7 +212,7 @@ class EngineClient:
         left_s = turn.left_s(self._clock())
         if left_s <= 0:
             raise TurnFailed(f"{turn.request_id} was not done within {turn.deadline_s:.1f} s")
-        attempt_id = RequestId(f"{turn.request_id}#{turn.num_attempts}")
+        attempt_id = RequestId(f"{turn.request_id}#{turn.num_attempts}{self._mark}")
         placement: Placement | None = None
         resolved = False
         try:
@@ -208,10 +224,12 @@ class EngineClient:
         except TimeoutError:
             raise TurnFailed(f"{turn.request_id} was not done within {turn.deadline_s:.1f} s") from None
         except EngineFailed as error:
+            if placement is None:  # the scheduler is gone: its next one is asked, as long as there is time
+                await asyncio.sleep(min(_TRY_AGAIN_S, max(0.0, turn.left_s(self._clock()))))
+                return None
             turn.num_failures += 1
-            if placement is not None:
-                engines = {placement.prefill_engine, placement.decode_engine}
-                turn.failed_engines |= {e for e in engines if e in self._absences} or engines
+            engines = {placement.prefill_engine, placement.decode_engine}
+            turn.failed_engines |= {e for e in engines if e in self._absences} or engines
             if turn.num_failures >= self._config.max_attempts:
                 raise TurnFailed(
                     f"{turn.request_id} failed {turn.num_failures} times, the last time: {error}"
@@ -235,6 +253,7 @@ class EngineClient:
                 failed_engines=frozenset(turn.failed_engines),
                 group_id=turn.hints.group_id,
                 remaining_tokens=turn.hints.remaining_tokens,
+                client=self._name,
             )
             try:
                 placement = await self._scheduler.submit(request)
@@ -312,7 +331,8 @@ class EngineClient:
             nodes = frozenset((placement.prefill_node, placement.decode_node))
             unsafe = await self._call_back(placement)
             finish = self._scheduler.finish(attempt_id, resolved=not unsafe, safe_nodes=nodes - unsafe)
-        await answered("the scheduler", finish, self._abort_deadline_s)
+        with suppress(EngineFailed):  # a scheduler that is gone knows of no attempt any more
+            await answered("the scheduler", finish, self._abort_deadline_s)
 
     async def _call_back(self, placement: Placement) -> frozenset[NodeId]:
         """Nodes where somebody may still touch the attempt's slots, as he has not said that he does not.
@@ -414,5 +434,5 @@ class ClientParts:
     abort_deadline_s: float
     """Longest an engine may take to let go of a turn before its slots are set aside."""
 
-    def client(self) -> EngineClient:
-        return EngineClient(self)
+    def client(self, name: str = "") -> EngineClient:
+        return EngineClient(self, name=name)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from engines.answered import answered
@@ -20,23 +22,22 @@ from engines.client import ClientParts
 from engines.cluster_bottleneck import bottleneck
 from engines.cluster_config import ClusterConfig
 from engines.config import EnginesConfig, SchedulerConfig
-from engines.engine_nics import NicsHandle
+from engines.errors import EngineFailed
+from engines.joining import EnginePlace, Joining
 from engines.last_answers import LastAnswers
 from engines.measured import Forward, NodeBytes, TokenCounts
 from engines.model.paced_spec import PacedSpec
 from engines.model.runner import NamedArray
 from engines.node import NodeNics, NodeProcess
 from engines.oracle_node import OracleNode
-from engines.persist_reserve import num_reserve_slots, reserve_of
 from engines.processes import DecodeProcess, EngineSpec, PrefillProcess, resolve_device
 from engines.scheduler_process import SchedulerProcess
+from engines.supervisor import SCHEDULER, Restart, Supervisor
 from engines.timeline import Span
-from engines.types import ClusterSpeeds, EngineId, EngineInfo, EngineRole, NodeId, Weights
+from engines.types import ClusterSpeeds, EngineId, EngineRole, NodeId, Weights
 from kvstore.config import StoreConfig
 from kvstore.layout import BlockLayout
 from kvstore.open_transport import TransportSpec
-from kvstore.staging import StagingHandle
-from kvstore.transport import RegionHandle
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,19 @@ logger = logging.getLogger(__name__)
 class Spawn(Protocol):
     """Starts `cls(*args, **kwargs)` somewhere and returns it or a proxy of it.
 
-    `node` groups what must share a host; None: anywhere. What is not started with `gpu` sees no GPU.
+    `node` groups what must share a host; None: anywhere. What is not started with `gpu` sees no GPU. What
+    `restarts` is made anew in another process when its own ends; its proxy stays good.
     """
 
     async def __call__(
-        self, cls: type, *args: object, name: str, node: NodeId | None, gpu: bool = False, **kwargs: object
+        self,
+        cls: type,
+        *args: object,
+        name: str,
+        node: NodeId | None,
+        gpu: bool = False,
+        restarts: bool = False,
+        **kwargs: object,
     ) -> Any: ...
 
 
@@ -73,21 +82,27 @@ class ClusterSpec:
     """Every n-th turn is drawn (engines.timeline); 0: none."""
 
 
-@dataclass(slots=True)
 class EngineCluster:
-    """A running set of engines. `weights` is what they hold.
+    """A running set of engines.
 
     Figures of a part that does not answer any more are those it told last.
     """
 
-    spec: ClusterSpec
-    layout: BlockLayout
-    scheduler: Any
-    nodes: dict[NodeId, Any]
-    prefill_engines: dict[EngineId, Any]
-    decode_engines: dict[EngineId, Any]
-    weights: Weights
-    _answers: LastAnswers = field(default_factory=LastAnswers)
+    def __init__(self, joining: Joining, supervisor: Supervisor) -> None:
+        self.spec: ClusterSpec = joining.spec
+        self.layout: BlockLayout = joining.layout
+        self.scheduler: Any = joining.scheduler
+        self.nodes: dict[NodeId, Any] = dict(joining.nodes)
+        self.prefill_engines: dict[EngineId, Any] = dict(joining.prefill_engines)
+        self.decode_engines: dict[EngineId, Any] = dict(joining.decode_engines)
+        self.supervisor = supervisor
+        self._joining = joining
+        self._answers = LastAnswers()
+
+    @property
+    def weights(self) -> Weights:
+        """What the engines hold."""
+        return self._joining.weights
 
     def client_parts(self) -> ClientParts:
         return ClientParts(
@@ -107,43 +122,62 @@ class EngineCluster:
     async def pause(self, deadline_s: float) -> None:
         """Place nothing more; return when running turns and pending persists are through.
 
-        Raises PauseTimeout if that takes longer than `deadline_s`.
+        Raises PauseTimeout if that takes longer than `deadline_s`. A scheduler that is gone is waited for;
+        the next one is paused from its start.
         """
-        pause = self.scheduler.pause(deadline_s)
-        await answered("the scheduler", pause, deadline_s + self._patience_s)
+        self.supervisor.paused = True
+        end_s = time.monotonic() + deadline_s
+        while True:
+            left_s = max(0.0, end_s - time.monotonic())
+            try:
+                pause = self.scheduler.pause(left_s)
+                return await answered("the scheduler", pause, left_s + self._patience_s)
+            except EngineFailed:
+                await self.supervisor.serves(SCHEDULER, left_s)
 
     async def resume(self) -> None:
-        await answered("the scheduler", self.scheduler.resume(), self._patience_s)
+        """Place turns again; a scheduler that is gone does so when it is back."""
+        self.supervisor.paused = False
+        with suppress(EngineFailed):
+            await answered("the scheduler", self.scheduler.resume(), self._patience_s)
 
     async def scheduler_figures(self) -> dict[str, float]:
-        """What the scheduler holds right now. Raises EngineFailed if it does not answer."""
-        figures = await answered("the scheduler", self.scheduler.figures(), self._patience_s)
-        return dict(figures)
+        """What the scheduler held when it answered last."""
+        told = await self._answers.ask({SCHEDULER: self.scheduler}, "figures")
+        return dict(told.get(SCHEDULER, {}))
 
     async def update_weights(
         self, weights: Weights, buckets: AsyncIterator[Sequence[NamedArray]], deadline_s: float
     ) -> None:
         """Load new weights everywhere while nothing runs; old KV is never hit again.
 
-        If a bucket fails the cluster stays paused: its engines no longer hold one version.
+        An engine that fails meanwhile gets them when it is back. If all do, EngineFailed is raised and the
+        cluster stays paused: its engines no longer hold one version.
         """
         await self.pause(deadline_s)
-        async for bucket in buckets:
-            await self._by_all_engines("load_weights", bucket)
-        await self._by_all_engines("set_weights", weights)
-        await answered("the scheduler", self.scheduler.set_weights(weights), self._patience_s)
-        self.weights = weights
+        async with self.supervisor.changing:
+            holders = self.supervisor.that_can_load()
+            async for bucket in buckets:
+                await self._by_all(holders, "load_weights", bucket)
+            await self._by_all(holders, "set_weights", weights)
+            self._joining.weights = weights
+            await self._by_all({SCHEDULER: self.scheduler}, "set_weights", weights)
         await self.resume()
 
-    async def _by_all_engines(self, method: str, argument: object) -> None:
-        """Raises EngineFailed, which names an engine that does not answer."""
-        by_id = self.prefill_engines | self.decode_engines
-        await asyncio.gather(
-            *(
-                answered(engine_id, getattr(engine, method)(argument), self._patience_s)
-                for engine_id, engine in by_id.items()
-            )
+    async def _by_all(self, parts: dict[str, Any], method: str, argument: object) -> None:
+        """Whoever does not do it is lost, and out of `parts`. Raises EngineFailed if no engine is left."""
+        calls = (
+            answered(name, getattr(part, method)(argument), self._patience_s) for name, part in parts.items()
         )
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        for name, answer in zip(list(parts), told, strict=True):
+            if isinstance(answer, EngineFailed):
+                await self.supervisor.watch.lose(name, f"it did not take the new weights: {answer}")
+                del parts[name]
+                if not parts and name != SCHEDULER:
+                    raise answer
+            elif isinstance(answer, BaseException):
+                raise answer
 
     @property
     def _patience_s(self) -> float:
@@ -164,10 +198,11 @@ class EngineCluster:
         return await self._answers.ask(self.prefill_engines, "figures")
 
     async def failures(self) -> dict[EngineId, str]:
-        """What ended engines whose processes still answer."""
+        """What ended the loops of engines, those that were restarted since included."""
         by_id = self.prefill_engines | self.decode_engines
         found = await self._answers.ask(by_id, "failure")
-        return {engine_id: told for engine_id, told in found.items() if told is not None}
+        broken = {EngineId(name): told for name, told in self.supervisor.watch.broken.items()}
+        return broken | {engine_id: told for engine_id, told in found.items() if told is not None}
 
     async def token_counts(self) -> dict[EngineId, TokenCounts]:
         """Tokens every engine computed since the start, by kind."""
@@ -186,19 +221,23 @@ class EngineCluster:
         return await self._answers.ask(engines, "forwards")
 
     async def close(self) -> None:
+        self.supervisor.close()
         for part in (*self.engines, *self.nodes.values(), self.scheduler):
             await part.close()
 
 
-async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
-    """Start everything and join it up; raises what a part raised if one cannot start."""
+async def start_cluster(spawn: Spawn, spec: ClusterSpec, restart: Restart | None = None) -> EngineCluster:
+    """Start everything and join it up; raises what a part raised if one cannot start.
+
+    With `restart` parts that are gone later are started anew.
+    """
     if (warning := bottleneck(spec.engines, spec.rates)) is not None:
         logger.warning(warning)
     if spec.engines.oracle:  # what was not read cannot be found again in DRAM
         spec = replace(spec, kvstore=replace(spec.kvstore, dram_bytes=0))
     # The engines' own processes may see other devices than this one.
     config = replace(spec.engines, device=resolve_device(spec.engines.device))
-    engine_ids = _engine_ids(config)
+    places = _engine_places(config)
     engine_spec = EngineSpec(
         config=config,
         scheduling=spec.scheduler,
@@ -209,26 +248,26 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         job_seed=spec.job_seed,
         paced=spec.paced,
     )
-    rails = _rails(engine_ids)
     classes = {EngineRole.PREFILL: PrefillProcess, EngineRole.DECODE: DecodeProcess}
     started = await asyncio.gather(
         *(
             spawn(
-                classes[role],
+                classes[place.role],
                 engine_id,
-                replace(engine_spec, transport=replace(spec.transport, rail=rails[engine_id])),
+                replace(engine_spec, transport=replace(spec.transport, rail=place.rail)),
                 name=engine_id,
-                node=node_id,
+                node=place.node_id,
                 gpu=config.device == "cuda",
+                restarts=True,
             )
-            for engine_id, (node_id, role) in engine_ids.items()
+            for engine_id, place in places.items()
         )
     )
-    engines = dict(zip(engine_ids, started, strict=True))
+    engines = dict(zip(places, started, strict=True))
     async with asyncio.timeout(config.start_deadline_s):
         layouts = await asyncio.gather(*(engine.layout() for engine in engines.values()))
     layout: BlockLayout = layouts[0]
-    nodes = await _start_nodes(spawn, spec, layout, Counter(node for node, _ in engine_ids.values()))
+    nodes = await _start_nodes(spawn, spec, layout, Counter(place.node_id for place in places.values()))
     scheduler = await spawn(
         SchedulerProcess,
         spec.scheduler,
@@ -244,56 +283,49 @@ async def start_cluster(spawn: Spawn, spec: ClusterSpec) -> EngineCluster:
         ),
         name="scheduler",
         node=None,
+        restarts=True,
     )
-    cluster = EngineCluster(
+    joining = Joining(
         spec=spec,
         layout=layout,
         scheduler=scheduler,
         nodes=nodes,
-        prefill_engines={i: engines[i] for i, (_, role) in engine_ids.items() if role is EngineRole.PREFILL},
-        decode_engines={i: engines[i] for i, (_, role) in engine_ids.items() if role is EngineRole.DECODE},
+        prefill_engines={i: engines[i] for i, place in places.items() if place.role is EngineRole.PREFILL},
+        decode_engines={i: engines[i] for i, place in places.items() if place.role is EngineRole.DECODE},
+        places=places,
         weights=spec.weights,
     )
-    await cluster.scheduler.open_store(cluster.layout)
-    await answered("a node or engine", _connect(cluster, engine_ids), config.start_deadline_s)
-    by_id = cluster.nodes | cluster.prefill_engines | cluster.decode_engines
-    await cluster.scheduler.watch(by_id, cluster.prefill_engines)
-    return cluster
+    await scheduler.open_store(layout, spec.weights)
+    await answered("a node or engine", joining.join_all(), config.start_deadline_s)
+    await scheduler.begin(paused=False)
+    supervisor = Supervisor(joining, restart)
+    supervisor.start()
+    return EngineCluster(joining, supervisor)
 
 
 def gpu_engines_by_node(config: EnginesConfig) -> dict[NodeId, int]:
     """How many engines of each node want a GPU; empty on CPU."""
     if resolve_device(config.device) == "cpu":
         return {}
-    return dict(Counter(node_id for node_id, _ in _engine_ids(config).values()))
+    return dict(Counter(place.node_id for place in _engine_places(config).values()))
 
 
 def node_ids(config: EnginesConfig) -> list[NodeId]:
     """The nodes of a job, each once."""
-    return list(dict.fromkeys(node_id for node_id, _ in _engine_ids(config).values()))
+    return list(dict.fromkeys(place.node_id for place in _engine_places(config).values()))
 
 
-def _engine_ids(config: EnginesConfig) -> dict[EngineId, tuple[NodeId, EngineRole]]:
+def _engine_places(config: EnginesConfig) -> dict[EngineId, EnginePlace]:
     counts = {
         EngineRole.PREFILL: (config.prefill_nodes, config.prefill_engines_per_node),
         EngineRole.DECODE: (config.decode_nodes, config.decode_engines_per_node),
     }
     return {
-        EngineId(f"{role}-{node}-{engine}"): (NodeId(f"{role}-{node}"), role)
+        EngineId(f"{role}-{node}-{engine}"): EnginePlace(NodeId(f"{role}-{node}"), role, engine)
         for role, (num_nodes, per_node) in counts.items()
         for node in range(num_nodes)
         for engine in range(per_node)
     }
-
-
-def _rails(engine_ids: Mapping[EngineId, tuple[NodeId, EngineRole]]) -> dict[EngineId, int]:
-    """Each engine's number in its node, and so that of the compute NIC it uses."""
-    nodes: Counter[NodeId] = Counter()
-    rails = {}
-    for engine_id, (node_id, _) in engine_ids.items():
-        rails[engine_id] = nodes[node_id]
-        nodes[node_id] += 1
-    return rails
 
 
 async def _start_nodes(
@@ -313,84 +345,9 @@ async def _start_nodes(
                 NodeNics(spec.rates, num_engines[node_id]),
                 name=f"node-{node_id}",
                 node=node_id,
+                restarts=True,
             )
             for node_id in names
         )
     )
     return dict(zip(names, nodes, strict=True))
-
-
-async def _connect(cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[NodeId, EngineRole]]) -> None:
-    handles: dict[NodeId, StagingHandle] = {}
-    for node_id, node in cluster.nodes.items():
-        handles[node_id] = await node.handle()
-        await node.connect(cluster.scheduler)
-        await cluster.scheduler.register_node(node_id, handles[node_id].num_slots, cluster.layout)
-    if cluster.spec.scheduler.prefetch:
-        await cluster.scheduler.connect_nodes(cluster.nodes)
-    regions = {node_id: await node.region() for node_id, node in cluster.nodes.items()}
-    await _share_nics(cluster, engine_ids)
-    await _loop_copies(cluster, engine_ids, regions)
-    if cluster.spec.trace_every:
-        for part in (*cluster.engines, *cluster.nodes.values()):
-            await part.trace(cluster.spec.trace_every)
-    if cluster.spec.engines.group_lockstep:
-        await _share_rounds(list(cluster.prefill_engines.values()))
-    for engine_id, engine in cluster.decode_engines.items():
-        node_id, role = engine_ids[engine_id]
-        info = EngineInfo(engine_id, node_id, role, kv_tokens=await engine.kv_tokens())
-        pack_bytes, block_bytes = cluster.spec.kvstore.pack_bytes, cluster.layout.full_block_bytes
-        num_slots = num_reserve_slots(
-            least=cluster.spec.engines.persist_slots,
-            pack_bytes=pack_bytes,
-            block_bytes=block_bytes,
-            num_slots=handles[node_id].num_slots,
-            num_engines=cluster.spec.engines.decode_engines_per_node,
-        )
-        slots = await cluster.scheduler.register_engine(info, num_slots)
-        reserve = reserve_of(slots, pack_bytes=pack_bytes, block_bytes=block_bytes)
-        await engine.connect(handles[node_id], cluster.nodes[node_id], cluster.scheduler, reserve)
-    for engine_id, engine in cluster.prefill_engines.items():
-        node_id, role = engine_ids[engine_id]
-        await engine.connect(
-            handles[node_id],
-            cluster.nodes,
-            cluster.scheduler,
-            cluster.decode_engines,
-            regions,
-        )
-        await cluster.scheduler.register_engine(EngineInfo(engine_id, node_id, role), 0)
-    await cluster.scheduler.connect_engines(cluster.nodes, cluster.prefill_engines, cluster.decode_engines)
-
-
-async def _share_rounds(engines: Sequence[Any]) -> None:
-    """Make `engines` one group, whose forwards end together."""
-    first, *others = engines
-    handle = await first.lead_rounds()
-    await asyncio.gather(*(engine.join_rounds(handle) for engine in others))
-
-
-async def _share_nics(
-    cluster: EngineCluster, engine_ids: Mapping[EngineId, tuple[NodeId, EngineRole]]
-) -> None:
-    """Let every engine move bytes through the cluster's limited NICs, if it has any."""
-    found = {node_id: await node.limiter() for node_id, node in cluster.nodes.items()}
-    limiters = {node_id: handle for node_id, handle in found.items() if handle is not None}
-    if not limiters:
-        return
-    copies_pass, rails = cluster.spec.rates.h2d == "cnic", _rails(engine_ids)
-    for engine_id, engine in {**cluster.prefill_engines, **cluster.decode_engines}.items():
-        node_id, _ = engine_ids[engine_id]
-        await engine.share_nics(NicsHandle(node_id, rails[engine_id], limiters, copies_pass))
-
-
-async def _loop_copies(
-    cluster: EngineCluster,
-    engine_ids: Mapping[EngineId, tuple[NodeId, EngineRole]],
-    regions: Mapping[NodeId, RegionHandle],
-) -> None:
-    """Have the compute NICs make the host-device copies, where they are to and there are any."""
-    if cluster.spec.rates.h2d == "cnic" and cluster.spec.transport.config.kind == "verbs":
-        for engine_id, engine in {**cluster.prefill_engines, **cluster.decode_engines}.items():
-            node_id, _ = engine_ids[engine_id]
-            await engine.loop_copies(regions[node_id])

@@ -117,6 +117,9 @@ class SchedulerConfig(SchedulingSettings):
     heartbeat_deadline_s: float
     """One that has not answered for this long is absent: it gets no turns until it answers again, and turns
     that wait for it are tried elsewhere."""
+    restart_after_s: float
+    """An absent engine, node agent, agent worker or scheduler whose process is still there is ended and
+    started anew when it has been silent for so much longer. One whose process is gone is at once."""
     decision_log: str | None
     """A file to which the scheduler writes all that its policy is told and decides, a JSON line each, so that
     it can be decided again; null: none."""
@@ -125,5 +128,6 @@ class SchedulerConfig(SchedulingSettings):
         # Not super(): a class with slots is made anew, and super() would look for the one before.
         SchedulingSettings.__post_init__(self)
         require_above(self, 0, "place_deadline_s", "heartbeat_s", "heartbeat_deadline_s")
+        require_at_least(self, 0, "restart_after_s")
         require_at_least(self, 0, "pending_deadline_s")
         require_at_least(self, 1, "max_attempts")

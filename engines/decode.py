@@ -45,6 +45,7 @@ from engines.types import (
     FinishReason,
     GenerateResult,
     HandOver,
+    NodeId,
     RequestId,
     SlotId,
 )
@@ -169,6 +170,19 @@ class DecodeEngine(Engine):
         result = self._results.pop(request_id, None)
         if result is not None and not result.done():
             result.cancel()
+
+    async def let_go_of_all(self) -> frozenset[NodeId]:
+        """End every turn; as `abort` for all of them, and no block is on its way to the store any more."""
+        deadline_s = self._config.step_deadline_s
+        turns = await self._loop.call(self._turns_here, deadline_s)
+        await asyncio.gather(*(self.abort(request_id) for request_id in {*turns, *self._results}))
+        if not await self._persistence.idle(deadline_s):
+            raise EngineFailed(f"{self._engine_id} still stores blocks after {deadline_s} s")
+        return frozenset()
+
+    async def renew_reserve(self, reserve: PersistReserve) -> None:
+        """These slots are the engine's own from now on, in place of those before; after `let_go_of_all`."""
+        await self._loop.call(lambda: self._persistence.renew_reserve(reserve), self._config.step_deadline_s)
 
     async def figures(self) -> dict[str, float]:
         """What the engine holds right now, for metrics."""
@@ -333,6 +347,10 @@ class DecodeEngine(Engine):
         self._pool.give_back([block for block in running.table if block not in busy])
         self._persistence.free_when_stored(running.request_id)
         self._events.call_soon_threadsafe(self._finish, running, reason, time.monotonic())
+
+    def _turns_here(self) -> list[RequestId]:
+        turns = [*self._waiting, *(turn for turn, _ in self._copying.values()), *self._copied, *self._running]
+        return [turn.request_id for turn in turns]
 
     def _mark_aborted(self, request_id: RequestId) -> Future[None] | None:
         """End the turn, or have it end with its prompt's copy: then the future is done."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from engines.config import EnginesConfig
 from engines.engine_loop import EngineLoop
 from engines.engine_nics import EngineNics, NicsHandle
-from engines.errors import EngineFailed, RequestRefused
+from engines.errors import EngineBroken, EngineFailed, NotJoined
 from engines.measured import Forward, TokenCounts
 from engines.model.forward_rounds import ForwardRounds, SharedRounds
 from engines.model.runner import GroupLinks, ModelRunner, NamedArray
@@ -24,8 +24,9 @@ from engines.scheduling.settings import SchedulingSettings
 from engines.stopping import Decoder
 from engines.timeline import Span, Timeline
 from engines.traffic_manager import TrafficManager, open_traffic_manager
-from engines.types import EngineId, Placement, Weights
+from engines.types import EngineId, NodeId, Placement, Weights
 from kvstore.layout import BlockLayout
+from kvstore.limiter import LimiterHandle
 from kvstore.staging import StagingHandle
 from kvstore.transport import RegionHandle, Transport
 
@@ -58,7 +59,10 @@ class Engine(ABC):
         self._nics: EngineNics | None = None
         self._own_region: RegionHandle | None = None
         self._rounds: ForwardRounds | None = None
+        self._regions: dict[NodeId, RegionHandle] = {}
+        """By which other nodes' memory is reached."""
         self._traffic: TrafficManager
+        self._joined = False
         self._events: asyncio.AbstractEventLoop
         self._open = ExitStack()
         self._open.callback(parts.transport.close)
@@ -101,18 +105,43 @@ class Engine(ABC):
         self._open.callback(self._traffic.close)
         self._runner.link(GroupLinks(self._send_collective, self._rounds))
         self._events = asyncio.get_running_loop()
+        self._joined = True
+
+    def _require_joined(self) -> None:
+        if not self._joined:
+            raise NotJoined(f"{self._engine_id} has not joined the cluster yet")
+
+    async def learn_node(self, node_id: NodeId, region: RegionHandle, limiter: LimiterHandle | None) -> None:
+        """Another node has begun anew: bytes for it go to its new memory, through its new NICs."""
+        self._regions[node_id] = region
+        if self._nics is not None and limiter is not None:
+            self._nics.learn(node_id, limiter)
 
     async def alive(self) -> int:
-        """The process's id, as a sign of life. Raises EngineFailed if the engine's loop has ended."""
+        """The process's id, as a sign of life. Raises EngineFailed if the engine is of no use."""
+        self._require_joined()
         if self._failure is not None:
-            raise EngineFailed(self._failure)
+            raise EngineBroken(self._failure)
         return os.getpid()
 
     async def layout(self) -> BlockLayout:
         return self._layout
 
+    async def held(self) -> Weights:
+        """The weights it serves under."""
+        return self._weights
+
+    async def weight_sizes(self) -> dict[str, int]:
+        """Bytes of every weight as it travels, by name."""
+        return self._runner.weight_sizes()
+
+    async def read_weights(self, names: Sequence[str]) -> list[NamedArray]:
+        """These weights, for another engine to load."""
+        return await self._loop.call(lambda: self._runner.read_weights(names), self._config.start_deadline_s)
+
     async def load_weights(self, bucket: Sequence[NamedArray]) -> None:
         """Copy a bucket of new weights into the model."""
+        self._require_joined()
         await self._loop.call(lambda: self._runner.load_weights(bucket), self._config.start_deadline_s)
 
     async def set_weights(self, weights: Weights) -> None:
@@ -148,8 +177,9 @@ class Engine(ABC):
         self._open.close()
 
     def _refuse_stale(self, placement: Placement) -> None:
+        self._require_joined()
         if placement.weights_id != self._weights.weights_id:
-            raise RequestRefused(
+            raise EngineFailed(
                 f"{placement.request_id} was placed for weights version {placement.weights_version}, "
                 f"{self._engine_id} holds {self._weights.version}"
             )

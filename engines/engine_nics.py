@@ -41,6 +41,15 @@ class EngineNics:
             node: limiter.cnics[handle.rail % len(limiter.cnics)] for node, limiter in self._limiters.items()
         }
         self._copies_pass = handle.copies_pass
+        self._rail = handle.rail
+
+    def learn(self, node: NodeId, handle: LimiterHandle) -> None:
+        """Another node has begun anew, and with it its NICs."""
+        before, self._limiters[node] = self._limiters.get(node), NodeLimiter.attach(handle)
+        cnics = self._limiters[node].cnics
+        self.peers[node] = cnics[self._rail % len(cnics)]
+        if before is not None:
+            before.close()
 
     def copy(self, nbytes: int, deadline_s: float) -> None:
         """Return when the NIC has carried a host-device copy; TransferError after the deadline."""

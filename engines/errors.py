@@ -8,7 +8,9 @@ EngineError
 |- PlacementTimeout   no place was found by the deadline; nothing is reserved
 |- PauseTimeout       turns still ran by the deadline; nothing is placed until resume
 |- EngineFailed       an engine or node did not answer or broke; the turn may be tried elsewhere
-|  `- EngineDead      its process is gone, so it touches nothing any more
+|  |- EngineBroken    its loop has ended by an error; it does nothing more
+|  |- EngineDead      its process is gone, so it touches nothing any more
+|  `- NotJoined       its process has just begun and has not joined the cluster
 |- KVDamaged          KV in HBM is not what was written for the prompt; the runner must not go on
 `- TurnFailed         a turn failed on every attempt; nothing of it is reserved
 """
@@ -48,8 +50,16 @@ class EngineFailed(EngineError):
     """An engine or node did not answer or broke."""
 
 
+class EngineBroken(EngineFailed):
+    """The loop of an engine has ended by an error."""
+
+
 class EngineDead(EngineFailed):
     """The process of an engine or node is gone."""
+
+
+class NotJoined(EngineFailed):
+    """A part whose process has just begun: it touches nothing, and serves once it has joined the cluster."""
 
 
 class KVDamaged(EngineError):

@@ -30,6 +30,10 @@ class LateReads:
         """Whether a late read may still write into the slot."""
         return slot in self._late
 
+    def __len__(self) -> int:
+        """Slots that late reads may still write into."""
+        return len(self._late)
+
     def watch(self, late: Mapping[SlotId, threading.Event]) -> None:
         """`late`: what is set when the read into the slot has ended."""
         loop = asyncio.get_running_loop()

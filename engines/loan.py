@@ -17,6 +17,8 @@ class Loan:
     placement: Placement
     new_keys: tuple[BlockKey, ...]
     """Prompt blocks it makes; once it is handed over, the decode engine announces what became of them."""
+    client: str = ""
+    """Whose turn it is."""
     prefilling: bool = True
     handed_over: bool = False
     """The decode engine has taken the turn over: it alone gives the decode slots back."""

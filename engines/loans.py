@@ -36,6 +36,26 @@ class Loans:
         """The node's slots, to look at."""
         return self._nodes[node_id]
 
+    def forget_node(self, node_id: NodeId, num_slots: int, max_dram_slots: int) -> list[Loan]:
+        """The node's memory is gone and it has new memory, of which nobody has anything; loans that had.
+
+        Those that have nothing else and are finished are over.
+        """
+        lost = [loan for loan in self._loans.values() if node_id in loan.slots]
+        for loan in lost:
+            del loan.slots[node_id]
+            if loan.placement.prefill_node == node_id:
+                loan.prefill_slots, loan.shared = set(), []
+            self._drop_if_over(loan)
+        self.add_node(node_id, num_slots, max_dram_slots)
+        self._freed.add(node_id)
+        return lost
+
+    def of_client(self, name: str, but: str) -> list[Loan]:
+        """Those of all of the client's processes `but` one."""
+        mine = (loan for loan in self._loans.values() if loan.client.startswith(f"{name}/"))
+        return [loan for loan in mine if loan.client != but]
+
     def get(self, request_id: RequestId) -> Loan | None:
         return self._loans.get(request_id)
 
@@ -69,9 +89,9 @@ class Loans:
                 prefill += islice(shared if part.side is ReadSide.DRAM else own, len(part.blocks))
         return tuple(prefill), decode
 
-    def lend(self, placement: Placement, new_keys: tuple[BlockKey, ...]) -> Loan:
+    def lend(self, placement: Placement, new_keys: tuple[BlockKey, ...], client: str = "") -> Loan:
         """What was reserved for `placement` is the turn's now."""
-        loan = Loan(placement, new_keys)
+        loan = Loan(placement, new_keys, client)
         keys = read_plan.keys_on(ReadSide.DRAM, placement.read_plan)
         dram = self._nodes[placement.prefill_node].dram
         loan.shared = [(key, SlotId(slot)) for key in keys if (slot := dram.find(key)) is not None]
@@ -103,7 +123,7 @@ class Loans:
         `moved` are the blocks that were read on another side than the placement says.
         """
         loan.handed_over = True
-        if keep and self._nodes[loan.placement.prefill_node].dram.max_slots:
+        if keep and self._nodes[loan.placement.prefill_node].dram.max_slots and loan.prefill_slots:
             self._keep_in_dram(loan, moved)
         self.release(loan, loan.placement.prefill_node, loan.prefill_slots)
         self._unshare(loan)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.cluster_config import ClusterConfig
+from engines.errors import NotJoined
 from engines.measured import NodeBytes
 from engines.node_reads import NodeReads, ReadRules
 from engines.peers import SchedulerPeer
@@ -108,11 +109,13 @@ class NodeAgent:
         self._reads = NodeReads(node_id, self._store, staging, rules, self._timeline)
         self._threads = ThreadPoolExecutor(_PARALLEL_WRITES, thread_name_prefix=f"{node_id}-io")
         self._written_bytes = 0
+        self._joined = False
 
     async def connect(self, scheduler: SchedulerPeer) -> None:
         """Join the cluster: `scheduler` hears how far the reads are, and of slots whose late reads ended."""
         self._scheduler = scheduler
         self._reads.connect(scheduler)
+        self._joined = True
 
     async def handle(self) -> StagingHandle:
         return self._staging.handle
@@ -139,6 +142,10 @@ class NodeAgent:
     async def let_go(self, request_id: RequestId, slots: Sequence[SlotId]) -> bool:
         """Begin nothing more for a turn that broke; whether no read touches these slots of it any more."""
         return self._reads.let_go(request_id, slots)
+
+    async def let_go_of_all(self) -> None:
+        """Read for no turn any more; returns when nothing is read into any slot."""
+        await self._reads.let_go_of_all(self._io_deadline_s)
 
     async def read_ahead(
         self, loads: Sequence[BlockLoad], deadline_s: float
@@ -194,6 +201,8 @@ class NodeAgent:
 
     async def alive(self) -> int:
         """The process's id, as a sign of life."""
+        if not self._joined:
+            raise NotJoined(f"{self._node_id} has not joined the cluster yet")
         return os.getpid()
 
     async def moved(self) -> NodeBytes:

@@ -33,6 +33,8 @@ from kvstore.store import BlockRead, BlockReadResult, BlockStore, ReadStatus
 
 logger = logging.getLogger(__name__)
 
+_LET_GO_SLACK_S = 2.0
+_LOOK_EVERY_S = 0.02
 _FORGET_S = 60.0
 """A load whose time is over is forgotten if nobody asks for its rest within as much more."""
 
@@ -107,6 +109,8 @@ class NodeReads:
         self._reporter = ReadReporter(self._send_report, self.report, self.give_up, rules.report_s)
         self._scheduler: SchedulerPeer
         self._closed = False
+        self._num_reading_ahead = 0
+        """Chunks."""
         self._arrived_bytes = 0
         """Of records, for the rate of the storage NIC."""
         self.read_bytes: Counter[ReadSide] = Counter()
@@ -163,11 +167,18 @@ class NodeReads:
             reading = asyncio.get_running_loop().run_in_executor(
                 self._readers, self._read, chunk, max(0.0, end_s - time.monotonic())
             )
-            await asyncio.wait([reading])
+            self._num_reading_ahead += 1
+            try:
+                await asyncio.wait([reading])
+            finally:
+                reading.add_done_callback(self._read_ahead_ended)
             ended = self._results(chunk, reading)
             self.ahead_bytes += _num_ok(ended) * self._block_bytes
             results += self._take_in(chunk, ended)
         return (*results, *([None] * (len(loads) - len(results))))
+
+    def _read_ahead_ended(self, reading: object) -> None:
+        self._num_reading_ahead -= 1
 
     async def rest(self, load_id: LoadId) -> ReadAnswer:
         """What `load` answers next."""
@@ -186,6 +197,22 @@ class NodeReads:
         self.drop(request_id)
         reading = (load for load in self._loads.values() if load.request_id == request_id)
         return all(load.is_over for load in reading) and not any(slot in self._late for slot in slots)
+
+    async def let_go_of_all(self, deadline_s: float) -> None:
+        """Begin nothing more of what was asked for; EngineFailed if something is still read after so long."""
+        for load in list(self._loads.values()):
+            self.drop(load.request_id)
+        try:
+            async with asyncio.timeout(deadline_s + _LET_GO_SLACK_S):
+                while self._is_reading:  # noqa: ASYNC110 - reads end on many paths, and this is asked rarely
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError:
+            raise EngineFailed(f"{self._node_id} still reads into its memory") from None
+
+    @property
+    def _is_reading(self) -> bool:
+        is_over = all(load.is_over for load in self._loads.values())
+        return not is_over or bool(self._num_reading_ahead) or bool(len(self._late))
 
     def give_up(self, order: MoveOrder) -> None:
         """Leave to the other side what has not begun of the order's blocks."""

@@ -23,6 +23,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -50,6 +51,7 @@ from kvstore.layout import BlockLayout
 
 logger = logging.getLogger(__name__)
 Message = Callable[[], None]
+_LOOK_EVERY_S = 0.02
 
 
 @dataclass(slots=True)
@@ -160,12 +162,24 @@ class Persistence:
         if tasks:
             await asyncio.wait(tasks, timeout=deadline_s)
 
+    async def idle(self, deadline_s: float) -> bool:
+        """Whether, by the deadline at the latest, nothing is on its way from the pool to the store."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                while self._tasks or self._is_outgoing():  # noqa: ASYNC110 - half of it is another thread's
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        return not self._tasks
+
     def keep(self, task: asyncio.Task[None]) -> None:
         """Hold a task until it is done."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     # -- engine loop ---------------------------------------------------------------------------------
+
+    def renew_reserve(self, reserve: PersistReserve) -> None:
+        """Nothing is outgoing: these are the slots from now on."""
+        self._reserve = deque(reserve.slots)
 
     @property
     def copying(self) -> bool:
@@ -224,6 +238,10 @@ class Persistence:
         unstored = [outgoing for outgoing in pack if outgoing.key not in stored]
         if unstored:
             self._leaving.append(unstored)
+
+    def _is_outgoing(self) -> bool:
+        """A look from the event loop: lists are taken apart on the other thread."""
+        return bool(self._filling or self._asking or self._leaving or self._copying)
 
     def _outgoing(self) -> Iterator[_OutgoingBlock]:
         """Every block that keeps its place in the pool for being stored."""
@@ -322,7 +340,8 @@ class Persistence:
         ]
         done = {block.key for block in stored}
         failed = [block.key for block in blocks if block.key not in done]
-        await self._scheduler.announce(stored, failed, weights_id, release())
+        with suppress(EngineFailed):  # the next scheduler finds them in the store
+            await self._scheduler.announce(stored, failed, weights_id, release())
 
     def _prompt_written(self, request_id: RequestId, slots: Iterable[SlotId]) -> None:
         """Where nothing was announced, nothing has been released along with it."""
@@ -340,7 +359,8 @@ class Persistence:
             await self._give_back(released)
 
     async def _give_back(self, released: SlotRelease) -> None:
-        await self._scheduler.release_slots(released.request_id, released.slots)
+        with suppress(EngineFailed):  # the next scheduler has lent none
+            await self._scheduler.release_slots(released.request_id, released.slots)
 
     def _take_written(self, request_id: RequestId, written: Iterable[SlotId] = ()) -> SlotRelease | None:
         """These slots of a prompt are written now; the slots of it that nobody here needs any more."""

@@ -126,6 +126,13 @@ class Prefetcher:
         for node_id in self._reading.keys() & absent:
             self._reading[node_id].cancel()
 
+    def forget(self, node_id: NodeId) -> None:
+        """The node has new memory: nothing is read into it, held there or kept."""
+        if node_id in self._reading:
+            self._reading.pop(node_id).cancel()
+        for request_id in [r for r, context in self._contexts.items() if context.node_id == node_id]:
+            del self._contexts[request_id]
+
     def reported(self, node_id: NodeId) -> None:
         """The node has told what it has to read."""
         self._busy.discard(node_id)
@@ -211,6 +218,8 @@ class Prefetcher:
                 results = await self._nodes[node_id].read_ahead(batch.loads, deadline_s)
         except (EngineFailed, TimeoutError, asyncio.CancelledError):  # only lose() and close() cancel it
             self._busy.add(node_id)
+        if self._reading.get(node_id) is not asyncio.current_task():  # what it read into is gone
+            return
         del self._reading[node_id]
         if results is None:  # it may still write there
             self._loans.node(node_id).quarantine_ahead(batch.slots)

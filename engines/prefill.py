@@ -72,11 +72,11 @@ class PrefillEngine(Engine):
         regions: Mapping[NodeId, RegionHandle],
     ) -> None:
         """Join the cluster and begin to serve. `staging` is the own node's memory."""
+        self._regions.update(regions)
         self._map(staging)
         self._reads = TurnReads(nodes, self._config.step_deadline_s, self._absences)
         self._scheduler = scheduler
         self._decode_engines = decode_engines
-        self._regions = regions
         self._loop.start()
 
     async def prefill(self, job: PrefillJob) -> FirstToken | HitLost:
@@ -113,6 +113,11 @@ class PrefillEngine(Engine):
             raise EngineFailed(f"{self._engine_id} could not end {request_id}")
         late = self._late.pop(request_id, None)
         return self._reads.unanswered_by(request_id) | (frozenset() if late is None else {late})
+
+    async def let_go_of_all(self) -> frozenset[NodeId]:
+        """End every turn; as `abort` for all of them."""
+        unsafe = await asyncio.gather(*(self.abort(request_id) for request_id in list(self._turns)))
+        return frozenset().union(*unsafe)
 
     async def peak_resident_layers(self) -> int:
         """Most layers of hit KV that were ever in HBM at once."""

@@ -31,8 +31,15 @@ class Roster:
 
     def add_node(self, node_id: NodeId) -> None:
         """A node whose slots can be lent."""
-        self._nodes.append(node_id)
+        if node_id not in self._nodes:
+            self._nodes.append(node_id)
         self._room = None
+
+    def has_node(self, node_id: NodeId) -> bool:
+        return node_id in self._nodes
+
+    def has_engine(self, engine_id: EngineId) -> bool:
+        return engine_id in self._engines
 
     def add(self, info: EngineInfo) -> None:
         """One more engine, after its node, and after it has got slots of its own."""

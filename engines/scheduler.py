@@ -109,6 +109,7 @@ class Scheduler:
         self._cluster: KnownCluster | None = None
         self._paused = False
         self._changed = asyncio.Event()
+        self._reserves: dict[EngineId, tuple[SlotId, ...]] = {}
         self._lost_blocks = 0
         self._buffer_waits = 0
         self._buffer_wait_s = 0.0
@@ -129,7 +130,11 @@ class Scheduler:
         self._reclaimer.connect(nodes, prefill_engines, decode_engines)
 
     async def register_node(self, node_id: NodeId, num_slots: int, layout: BlockLayout) -> None:
-        """A node's staging memory is at the scheduler's disposal. All nodes have blocks of one layout."""
+        """A node's staging memory is at the scheduler's disposal. All nodes have blocks of one layout.
+
+        One that is known has begun anew: its slots, and whoever had some, begin anew as well. Its engines get
+        turns again once they are registered again.
+        """
         if self._cluster is None:
             self._cluster = open_known_cluster(
                 self._config,
@@ -139,18 +144,29 @@ class Scheduler:
                 loans=self._loans,
                 slot_queue=self._slot_queue,
             )
-        self._loans.add_node(node_id, num_slots, self._dram_bytes // layout.slot_bytes)
+        max_dram_slots = self._dram_bytes // layout.slot_bytes
+        if self._roster.has_node(node_id):
+            self._forget_node(node_id, num_slots, max_dram_slots)
+        else:
+            self._loans.add_node(node_id, num_slots, max_dram_slots)
         self._roster.add_node(node_id)
         self._cluster.placement.add_node(node_id)
         self._cluster.reads.add_node(node_id)
 
-    async def register_engine(self, info: EngineInfo, reserve_slots: int) -> tuple[SlotId, ...]:
-        """An engine is ready; the slots returned are its own for persisting, never lent to prompts."""
-        slots = self._loans.node(info.node_id).reserve(reserve_slots)
+    async def reserve_slots(self, engine_id: EngineId, node_id: NodeId, num_slots: int) -> tuple[SlotId, ...]:
+        """Slots that are the engine's own for persisting, never lent to prompts; the same each time."""
+        if engine_id not in self._reserves:
+            self._reserves[engine_id] = self._loans.node(node_id).reserve(num_slots)
+        return self._reserves[engine_id]
+
+    async def register_engine(self, info: EngineInfo) -> None:
+        """An engine is ready. One that is known has begun anew, without what it had taken over."""
+        if self._roster.has_engine(info.engine_id):
+            self._forget_engine(info.engine_id)
         self._roster.add(info)
-        self._placement.add_engine(info)
+        if not self._absent.includes(info):
+            self._placement.add_engine(info)
         self._go_on()
-        return slots
 
     async def set_absent(self, absent: frozenset[str]) -> None:
         """These engines and nodes do not answer now, and no others.
@@ -291,6 +307,14 @@ class Scheduler:
         elif is_out:
             self._forget_new_keys(loan)
         self._go_on()
+
+    async def forget_client(self, name: str, but: str) -> None:
+        """Of this client only the process `but` is left: end what the others had asked for."""
+        for waiting in self._queue.of_client(name, but):
+            self._queue.take_back(waiting.request_id)
+        for loan in self._loans.of_client(name, but):
+            if not loan.finished:
+                await self.finish(loan.placement.request_id, resolved=False)
 
     def resolve(self, request_id: RequestId, node_id: NodeId) -> None:
         """Nobody touches slots of the node for this attempt any more, which had ended unresolved."""
@@ -528,7 +552,7 @@ class Scheduler:
         )
         self._buffer_waits += placement.waited.buffer_wait > 0
         self._buffer_wait_s += placement.waited.buffer_wait
-        loan = self._loans.lend(placement, request.keys[len(hit) :])
+        loan = self._loans.lend(placement, request.keys[len(hit) :], request.client)
         self._expected.expect(loan.new_keys, placement.weights_id)
         self._index.pin(loan.segments)
         self._reads.begin(pair, plan, now_s)
@@ -586,6 +610,27 @@ class Scheduler:
         for loan in self._loans.with_decode_engine(engine_id):
             if loan.finished:
                 self._forget_new_keys(loan)
+
+    def _forget_engine(self, engine_id: EngineId) -> None:
+        """The engine has begun anew: whatever it had been given it does not have any more."""
+        if engine_id not in self._absent.engines:
+            self._take_out(engine_id)
+        for loan in self._loans.with_decode_engine(engine_id):
+            if loan.handed_over and loan.finished:
+                self._loans.take_back(loan)
+                self._forget_new_keys(loan)
+            loan.handed_over = False  # its client ends it as a turn that broke
+
+    def _forget_node(self, node_id: NodeId, num_slots: int, max_dram_slots: int) -> None:
+        """The node has begun anew: nobody has anything of its memory, nor does an engine of it serve."""
+        for engine_id in self._roster.among((node_id,)):
+            self._forget_engine(engine_id)
+            self._reserves.pop(engine_id, None)
+        self._absent.leave(self._roster.among((node_id,)))
+        self._ahead.forget(node_id)
+        for loan in self._loans.forget_node(node_id, num_slots, max_dram_slots):
+            if loan.prefilling:
+                self._end_prefill(loan)
 
     def _is_quiet(self) -> bool:
         """Whether nobody works on a turn, persists a block or reads ahead."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
+import os
 from pathlib import Path
 
-from engines.cluster_watch import ClusterWatch, Watched
 from engines.config import SchedulerConfig
-from engines.errors import EngineFailed
-from engines.peers import PrefillPeer
+from engines.errors import NotJoined
 from engines.scheduler import Scheduler
 from engines.store_keeper import StoreKeeper
-from engines.types import ClusterSpeeds, EngineId, Weights
+from engines.types import ClusterSpeeds, Placement, TurnRequest, Weights
 from kvstore.config import StoreConfig
 from kvstore.layout import BlockLayout
 from kvstore.open_store import open_owner
@@ -42,37 +38,32 @@ class SchedulerProcess(Scheduler):
             speeds=speeds,
             keeper=_keeper(kvstore, Path(directory), num_writers) if num_writers else None,
         )
-        self._watch: ClusterWatch | None = None
+        self._serves = False
 
-    async def open_store(self, layout: BlockLayout) -> None:
-        """Take in what earlier runs stored under these weights; before any engine connects."""
+    async def open_store(self, layout: BlockLayout, weights: Weights) -> None:
+        """Take in what is stored under these weights, which engines hold; before any engine connects."""
+        self._weights = weights
         if self._keeper is not None:
             await self._keeper.open(layout, self._weights.weights_id)
 
-    async def watch(
-        self, parts: Mapping[str, Watched], prefill_engines: Mapping[EngineId, PrefillPeer]
-    ) -> None:
-        """Find out from now on which of the nodes and engines answer; `prefill_engines` are told, too."""
+    async def begin(self, *, paused: bool) -> None:
+        """All nodes and engines are enlisted: take turns from now on, but place none if `paused`."""
+        self._paused = paused
+        self._serves = True
+        self._go_on()
 
-        async def tell(absent: frozenset[str]) -> None:
-            await self.set_absent(absent)
-            there = (engine for engine_id, engine in prefill_engines.items() if engine_id not in absent)
-            await asyncio.gather(*(self._tell(engine, absent) for engine in there))
+    async def alive(self) -> int:
+        """The process's id, as a sign of life."""
+        self._require_serving()
+        return os.getpid()
 
-        self._watch = ClusterWatch(
-            parts, tell, period_s=self._config.heartbeat_s, deadline_s=self._config.heartbeat_deadline_s
-        )
-        self._watch.start()
+    async def submit(self, request: TurnRequest) -> Placement:
+        self._require_serving()
+        return await super().submit(request)
 
-    async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
-        await super().close()
-
-    async def _tell(self, engine: PrefillPeer, absent: frozenset[str]) -> None:
-        with suppress(EngineFailed, TimeoutError):  # it is found to be absent itself then
-            async with asyncio.timeout(self._config.heartbeat_deadline_s):
-                await engine.set_absent(absent)
+    def _require_serving(self) -> None:
+        if not self._serves:
+            raise NotJoined("the scheduler has not taken in its nodes and engines yet")
 
 
 def _keeper(config: StoreConfig, directory: Path, num_writers: int) -> StoreKeeper | None:

@@ -117,6 +117,11 @@ class TurnQueue:
         if waiting is not None and not waiting.answer.done():
             waiting.answer.set_exception(PlacementTimeout(f"{request_id} was taken back"))
 
+    def of_client(self, name: str, but: str) -> list[WaitingTurn]:
+        """Those of all of the client's processes `but` one."""
+        mine = (turn for turn in self._waiting.values() if turn.request.client.startswith(f"{name}/"))
+        return [turn for turn in mine if turn.request.client != but]
+
     def refuse_all(self, reason: Callable[[TurnRequest], RequestRefused]) -> None:
         """Nobody who waits will get a place."""
         for waiting in self._waiting.values():

@@ -209,6 +209,8 @@ class TurnRequest:
     group_id: str = ""
     remaining_tokens: int | None = None
     """These two as in TurnHints."""
+    client: str = ""
+    """Who asks: <name>/<process>, so that turns are ended whose client is gone."""
 
     @property
     def context_tokens(self) -> int:

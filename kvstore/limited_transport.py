@@ -20,7 +20,7 @@ class LimitedTransport:
     def __init__(self, transport: Transport, own: Nic, peers: Mapping[str, Nic]) -> None:
         self._transport = transport
         self._own = own
-        self._peers = dict(peers)
+        self._peers = peers
 
     def read(
         self,

@@ -17,6 +17,7 @@ import os
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, TypeVar, cast
 
@@ -33,6 +34,9 @@ from rollout.exchange import Desk, Line, NoAnswer
 CALL_DEADLINE_S = 3600.0
 """Longest any call may take; callers that know better bring their own deadline."""
 _LISTENER_DEADLINE_S = 5.0
+_STOP_DEADLINE_S = 1.0
+"""A process that is to be ended tells by then which one it is, or cannot tell."""
+_LOOK_AGAIN_S = 0.2
 OBJECT_STORE_BYTES = 1 << 30
 """Room for two buckets of weights per engine and what Ray needs itself."""
 _BUNDLE_CPUS = 1
@@ -63,6 +67,11 @@ class ActorHost:
         # What has been imported stays: looking at it again and again took a sixth of a busy scheduler's time.
         gc.freeze()
         self._desk = Desk(self._object)
+        self._process = uuid.uuid4().hex
+
+    async def process(self) -> str:
+        """Tells this process from those that held the object before and after."""
+        return self._process
 
     async def exchange(self, line: str, message: bytes) -> bytes:
         return await self._desk.exchange(line, message)
@@ -117,6 +126,28 @@ class Proxy:
         if not answer.done():
             raise NoAnswer
         return answer.result()
+
+    def __str__(self) -> str:
+        return self._name
+
+    async def process(self, deadline_s: float) -> str | None:
+        """What tells the actor's process from others; None: it has none, and will have one. TimeoutError: it
+        does not answer. EngineDead: there will be none any more."""
+        asked = asyncio.ensure_future(self._handle.process.remote())
+        asked.add_done_callback(_look_at)
+        await asyncio.wait([asked], timeout=deadline_s)
+        if not asked.done():
+            raise TimeoutError
+        try:
+            return cast(str, asked.result())
+        except ActorDiedError as error:
+            raise EngineDead(f"{self._name} is dead: {_first_line(error)}") from None
+        except RayActorError:
+            return None
+
+    def kill(self) -> None:
+        """End the process, so that Ray makes another."""
+        ray.kill(self._handle, no_restart=False)
 
     def _line(self) -> Line:
         """To this actor from this event loop."""
@@ -212,10 +243,21 @@ class RayCluster:
             raise error.cause from None
 
     async def spawn(
-        self, cls: type, *args: object, name: str, node: NodeId | None, gpu: bool = False, **kwargs: object
+        self,
+        cls: type,
+        *args: object,
+        name: str,
+        node: NodeId | None,
+        gpu: bool = False,
+        restarts: bool = False,
+        **kwargs: object,
     ) -> Any:
-        """Start `cls(*args, **kwargs)` as an actor; returns its Proxy once its constructor is through."""
+        """Start `cls(*args, **kwargs)` as an actor; returns its Proxy once its constructor is through.
+
+        What `restarts` is made anew by Ray when its process ends; nobody's calls are made again.
+        """
         options = self._options(await self._group(node) if node else None, self._gpu_share() if gpu else 0)
+        options["max_restarts"] = -1 if restarts else 0
         # A class of its own, so that the process shows what it is.
         host: Any = ray.remote(type(cls.__name__, (ActorHost,), {}))
         handle = host.options(**options).remote(cls.__module__, cls.__name__, args, kwargs)
@@ -231,6 +273,28 @@ class RayCluster:
         except RayActorError as error:
             raise RolloutError(f"{name} could not start: {_cause(error)}") from None
         return Proxy(handle, name)
+
+    async def restart(self, part: Proxy) -> None:
+        """End the process of an actor that `restarts`, whatever it does; returns when another one is up.
+
+        Raises EngineFailed if there is none by the start's deadline.
+        """
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._start_deadline_s
+        before = None
+        try:
+            before = await part.process(_STOP_DEADLINE_S)
+        except TimeoutError:
+            await asyncio.to_thread(part.kill)
+        else:
+            if before is not None:
+                await asyncio.to_thread(part.kill)
+        while (left_s := end_s - loop.time()) > 0:
+            with suppress(TimeoutError):
+                if await part.process(left_s) not in (None, before):
+                    return
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        raise EngineFailed(f"{part} did not start again within {self._start_deadline_s:.0f} s")
 
     async def share(self, value: object) -> Any:
         """Put a big value where every actor can map it; pass what comes back in its place."""

@@ -13,8 +13,8 @@ import socket
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
-from dataclasses import asdict
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ from rollout.limits import Limits
 from rollout.metrics import KVBytes
 from rollout.paced_engines import paced_spec
 from rollout.recorder import Recorder
+from rollout.recovery import Recovery
 from rollout.replay_history import compute_histories, write_histories
 from rollout.replay_task import ReplayTask
 from rollout.resumption import StartWeights
@@ -85,6 +86,7 @@ class AsyncRolloutBackend:
         self._transport: TransportChoice
         self._cluster: EngineCluster
         self._controller: Controller
+        self._recovery: Recovery
         self._workers: list[Any] = []
 
     # -- start and end -------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ class AsyncRolloutBackend:
             store_directory(config).mkdir(parents=True, exist_ok=True)
             self._transport = choose_transport(config.transport, await self._hosts(ray))
             logger.info(self._transport.told)
-            self._cluster = await start_cluster(ray.spawn, self._spec())
+            self._cluster = await start_cluster(ray.spawn, self._spec(), ray.restart)
             self._workers = await self._start_workers(ray)
         except BaseException:
             await self.close(keep_kv=self._config.resume is not None)
@@ -121,6 +123,7 @@ class AsyncRolloutBackend:
             max_running=config.num_agents,
             wall_time_s=config.task.wall_time_s,
             rules=config.controller.rules(config.task.group_size),
+            recovery=self._recovery,
         )
         self._recorder = Recorder(self._workers)
         self._concurrency = self._adaptive_concurrency()
@@ -201,17 +204,24 @@ class AsyncRolloutBackend:
         config = self._config.controller
         path, oldest = self._stalls, config.stall_oldest
         async with (
-            Watchdog(self._controller, path, stall_s=config.stall_s, num_oldest=oldest),
+            Watchdog(self, path, stall_s=config.stall_s, num_oldest=oldest),
             self._throttled(),
             aclosing(self._controller.run(samples, earlier)) as trajectories,
         ):
             async for trajectory in trajectories:
                 yield trajectory
 
-    def recording(self, journal: JournalWriter) -> AbstractAsyncContextManager[None]:
-        """Inside, every finished turn is written to `journal`."""
+    @asynccontextmanager
+    async def recording(self, journal: JournalWriter) -> AsyncIterator[None]:
+        """Inside, every finished turn is written to `journal`, and is what a lost worker's agents go on
+        from."""
         assert self._keeps_records
-        return self._recorder.recording(journal, self._config.controller.journal_sync_s)
+        self._recovery.records_in((journal.folder, journal.step))
+        try:
+            async with self._recorder.recording(journal, self._config.controller.journal_sync_s):
+                yield
+        finally:
+            self._recovery.records_in(None)
 
     def submit(self, task: AnyTask) -> list[str]:
         """Begin to play one task's group; returns the trajectory ids for `result` and `abort`."""
@@ -233,7 +243,18 @@ class AsyncRolloutBackend:
 
     async def glance(self, num_oldest: int) -> Glance:
         """What the agents do now: turns so far, and the trajectories that have been running longest."""
-        return await self._controller.glance(num_oldest)
+        states = self._cluster.supervisor.watch.ailing
+        ailing = tuple(f"{name} is {state.value}" for name, state in states.items())
+        return replace(await self._controller.glance(num_oldest), ailing=ailing)
+
+    async def stacks(self) -> dict[str, str]:
+        """What this process and the workers are doing, by name; those that answer."""
+        return await self._controller.stacks()
+
+    def health_figures(self) -> dict[str, float]:
+        """Parts of the cluster by how they are now, and restarts so far, as `health/` figures."""
+        figures = self._cluster.supervisor.watch.figures()
+        return {f"health/{name}": value for name, value in figures.items()}
 
     async def agent_figures(self) -> dict[str, float]:
         """How many agents may be at work, if that is limited, and what of their KV was lost between turns."""
@@ -332,7 +353,7 @@ class AsyncRolloutBackend:
         whose store takes no more blocks.
         """
         scheduler = await self._cluster.scheduler_figures()
-        totals = Counter({name: scheduler[name] for name in _STORE_FIGURES})
+        totals = Counter({name: scheduler.get(name, 0.0) for name in _STORE_FIGURES})
         for figures in (await self._cluster.node_figures()).values():
             totals.update(figures)
         return {f"kv/{name}": float(value) for name, value in totals.items()}
@@ -368,6 +389,7 @@ class AsyncRolloutBackend:
         figures |= await self.store_figures()
         figures |= await self.estimate_figures()
         figures |= await self.tool_figures()
+        figures |= self.health_figures()
         kv = await self.kv_bytes()
         figures["kv/read_bytes/prefill_side"] = kv.read_prefill_side
         figures["kv/read_bytes/decode_side"] = kv.read_decode_side
@@ -396,6 +418,11 @@ class AsyncRolloutBackend:
     def cluster(self) -> EngineCluster:
         """The engines and nodes themselves, for tests and for faults that are made on purpose."""
         return self._cluster
+
+    @property
+    def workers(self) -> Sequence[Any]:
+        """The agent workers themselves, for the same."""
+        return self._workers
 
     async def verified_bytes(self) -> int:
         """KV bytes that paced engines found as they were written."""
@@ -464,12 +491,22 @@ class AsyncRolloutBackend:
             keeps_records=self._keeps_records,
             stalls=(self._stalls, config.controller.stall_s),
         )
-        return await asyncio.gather(
+        names = [f"worker-{index}" for index in range(config.ray.agent_workers)]
+        workers = await asyncio.gather(
             *(
-                ray.spawn(AgentWorker, spec, name=f"worker-{index}", node=None)
-                for index in range(self._config.ray.agent_workers)
+                ray.spawn(AgentWorker, replace(spec, name=name), name=name, node=None, restarts=True)
+                for name in names
             )
         )
+        supervisor = self._cluster.supervisor
+        for name, worker in zip(names, workers, strict=True):
+            supervisor.add(name, worker, partial(self._forget_earlier, name, worker))
+        self._recovery = Recovery(supervisor, names, config.engines.start_deadline_s)
+        return workers
+
+    async def _forget_earlier(self, name: str, worker: Any) -> None:
+        """End the turns of a worker's earlier processes."""
+        await self._cluster.scheduler.forget_client(name, but=f"{name}/{await worker.alive()}")
 
     def _spec(self) -> ClusterSpec:
         start, model_path = self._start, "" if self._model is None else str(self._model.path)
@@ -496,5 +533,6 @@ class AsyncRolloutBackend:
         return await ray.on_hosts(node_ids(self._config.engines), look)
 
     async def _close_engines(self) -> None:
+        self._cluster.supervisor.close()  # first of all: what ends now is to stay so
         parts = (*self._cluster.nodes.values(), self._cluster.scheduler)
         await asyncio.gather(*(part.close() for part in parts), return_exceptions=True)

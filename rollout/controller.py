@@ -8,6 +8,7 @@ rollout.step_policy's to say; here is only who plays whom, and every wait has a 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -30,6 +31,8 @@ ANSWER_SLACK_S = 30.0
 logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 """How soon a change of `max_running` is noticed when nothing else happens."""
+_MOST_LOST_WORKERS = 5
+"""A sample that loses so many workers is likely what ends them."""
 _ABORT_DEADLINE_S = 2.0
 _ASK_DEADLINE_S = 10.0
 """For questions to a worker that nobody's work depends on."""
@@ -45,6 +48,17 @@ class Worker(Protocol):
     async def glance(self, num_oldest: int) -> Glance: ...
 
     async def stacks(self) -> str: ...
+
+
+class Recovers(Protocol):
+    """Whoever brings lost workers back."""
+
+    async def worker_is_back(self, index: int) -> None:
+        """Return when the worker, which was lost, plays again. Raises EngineError if it does not come
+        back."""
+
+    async def known(self, sample: Sample) -> Sample | Trajectory:
+        """The sample with the turns that are on record, or what it was when it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +103,12 @@ class Controller:
         max_running: int | None,
         wall_time_s: float,
         rules: GroupRules | None = None,
+        recovery: Recovers | None = None,
         answer_slack_s: float = ANSWER_SLACK_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without `rules` every trajectory comes back as it ended."""
+        """Without `rules` every trajectory comes back as it ended; without `recovery` a worker that is lost
+        takes its trajectories along."""
         self.max_running = max_running
         """Most trajectories under way at once in a step; may be changed while it runs. None: all."""
         self.num_replaced = 0
@@ -102,7 +118,9 @@ class Controller:
         self._glances = [Glance()] * len(self._workers)
         """What each worker said last of its agents."""
         self._gone: set[int] = set()
-        """Workers that failed: they play nothing more while there is another."""
+        """Workers that failed: they play nothing more while there is another, or until they are back."""
+        self._returning: set[asyncio.Task[None]] = set()
+        self._recovery = recovery
         self._rules = rules
         self._answer_deadline_s = wall_time_s + answer_slack_s
         self._clock = clock
@@ -219,23 +237,58 @@ class Controller:
         """Play it on the worker with the fewest; whatever happens, `step.ends` hears of it once."""
         now_s = self._clock() - step.started_s
         sample = replace(sample, started_s=sample.history.started_s if sample.history else now_s)
-        index = self._least_loaded()
-        self._loads[index] += 1
-        self._running[sample.trajectory_id] = Running(sample.trajectory_id, now_s), index
         end: Trajectory | Exception
         try:
-            end = self._in_step(await self._ask(sample, index), sample.started_s, step)
+            end = self._in_step(await self._play_on(sample, now_s), sample.started_s, step)
         except (RolloutError, AssertionError) as error:  # not this sample's fault: the step ends
             end = error
         except Exception as error:
             logger.exception("%s broke its worker's call", sample.trajectory_id)
             end = unplayed(sample, StopReason.ENGINE_ERROR, one_line(error))
-        finally:
-            self._loads[index] -= 1
-            self._running.pop(sample.trajectory_id, None)
         step.ends.put_nowait((sample, end))
 
+    async def _play_on(self, sample: Sample, now_s: float) -> Trajectory:
+        """On one worker after the other, should they be lost: each goes on from what is on record."""
+        for num_lost in itertools.count(1):
+            index = self._least_loaded()
+            self._loads[index] += 1
+            self._running[sample.trajectory_id] = Running(sample.trajectory_id, now_s), index
+            try:
+                return await self._ask(sample, index)
+            except EngineError as error:
+                self._lose(index)
+                if self._recovery is None or num_lost == _MOST_LOST_WORKERS:
+                    return unplayed(sample, StopReason.ENGINE_ERROR, str(error))
+                if len(self._gone) == len(self._workers):
+                    await self._recovery.worker_is_back(index)
+                known = await self._recovery.known(sample)
+                if isinstance(known, Trajectory):
+                    return known
+                sample = known
+            finally:
+                self._loads[index] -= 1
+                self._running.pop(sample.trajectory_id, None)
+        raise AssertionError
+
+    def _lose(self, index: int) -> None:
+        """The worker plays nothing, until it is back if it comes back."""
+        if index in self._gone:
+            return
+        self._gone.add(index)
+        recovery = self._recovery
+        if recovery is not None:
+
+            async def wait() -> None:
+                with suppress(EngineError):
+                    await recovery.worker_is_back(index)
+                    self._gone.discard(index)
+
+            returning = asyncio.create_task(wait())
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+
     async def _ask(self, sample: Sample, index: int) -> Trajectory:
+        """Raises EngineError if the worker is lost."""
         try:
             async with asyncio.timeout(self._answer_deadline_s):
                 return await self._workers[index].run(sample)
@@ -243,10 +296,10 @@ class Controller:
             # Nobody waits for it any more; the worker need not either.
             await asyncio.shield(self._abort(sample.trajectory_id, index))
             raise
-        except (EngineError, TimeoutError) as error:
-            self._gone.add(index)
+        except TimeoutError:
+            self._lose(index)
             late = f"no answer within {self._answer_deadline_s:.0f} s"
-            return unplayed(sample, StopReason.ENGINE_ERROR, str(error) or late)
+            return unplayed(sample, StopReason.ENGINE_ERROR, late)
 
     async def _abort(self, trajectory_id: str, index: int) -> None:
         with suppress(EngineError, TimeoutError):  # then its answer's deadline ends it

@@ -44,6 +44,8 @@ class Glance:
     """Those that have been running longest, longest first."""
     silent: tuple[str, ...] = ()
     """Workers that gave no answer."""
+    ailing: tuple[str, ...] = ()
+    """Parts of the cluster that are not healthy, and how they are."""
 
     @classmethod
     def of(cls, parts: Iterable[Glance], num_oldest: int) -> Glance:

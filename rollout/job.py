@@ -300,6 +300,7 @@ async def _rollout(
     figures = await backend.store_figures() | await backend.estimate_figures()
     figures |= await backend.tool_figures()
     figures |= await backend.agent_figures()
+    figures |= backend.health_figures()
     desk.monitor.log(series(summary) | figures, step=step)
     return done
 
@@ -343,6 +344,7 @@ async def _watch(
                 num_done_before=len(earlier.ended),
                 num_turns_before=turns_before,
                 slowest=glance.oldest[0] if glance.oldest else None,
+                ailing=glance.ailing,
             )
         )
         await asyncio.sleep(_PROGRESS_EVERY_S)

@@ -47,6 +47,7 @@ class JournalWriter:
 
     def __init__(self, folder: Path, began: StepBegan) -> None:
         """`folder`: the run's journal/."""
+        self.folder, self.step = folder, began.step
         step_folder = folder / _step_name(began.step)
         self._lock = threading.Lock()
         with _told_in_one_line("write", step_folder):
@@ -109,6 +110,13 @@ class StepJournal:
     """Attempt and trajectory of those that were not."""
     elapsed_s: float
     """What the step's clock showed at the last record."""
+
+    def attempt_of(self, name: str, default: int) -> int:
+        """The attempt at a trajectory that was played last."""
+        if name in self.ended:
+            return self.ended[name][0]
+        return self.running[name].attempt if name in self.running else default
+
     torn_bytes: int
     """At the ends of files, of records that were not whole."""
 

@@ -42,6 +42,8 @@ class StepState:
     """Of both, what a resumed run was given."""
     slowest: AgentNow | None = None
     """The trajectory that has been running longest."""
+    ailing: tuple[str, ...] = ()
+    """Parts of the cluster that are not healthy, and how they are."""
 
     @property
     def title(self) -> str:
@@ -51,7 +53,8 @@ class StepState:
     def counts(self) -> str:
         done = f"{self.num_done}/{self.num_trajectories} done"
         turns = f"{self.num_turns}" + (f"/{self.num_turns_expected}" if self.num_turns_expected else "")
-        return f"{done}, {self.num_running} running, {turns} turns"
+        ailing = "".join(f", {part}" for part in self.ailing)
+        return f"{done}, {self.num_running} running, {turns} turns{ailing}"
 
     @property
     def words_slowest(self) -> str:

@@ -17,6 +17,8 @@ from rollout.journal import JournalWriter
 _WAIT_S = 5.0
 """A worker with no news answers after so long."""
 _ASK_DEADLINE_S = 30.0
+_ASK_AGAIN_S = 0.5
+"""A worker that is not there."""
 _LAST_DEADLINE_S = 2.0
 """For what is left at the end; a resumption would play it again."""
 
@@ -58,11 +60,15 @@ class Recorder:
         await asyncio.gather(*(self._take_the_rest(i, journal) for i in range(len(self._workers))))
 
     async def _listen(self, index: int, journal: JournalWriter) -> None:
-        with suppress(EngineError):  # a dead worker has nothing more to tell
-            while True:
-                with suppress(TimeoutError):  # a slow one is asked again
-                    async with asyncio.timeout(_ASK_DEADLINE_S):
-                        await self._take(index, journal, _WAIT_S)
+        while True:
+            try:
+                async with asyncio.timeout(_ASK_DEADLINE_S):
+                    await self._take(index, journal, _WAIT_S)
+            except TimeoutError:  # a slow one is asked again
+                continue
+            except EngineError:  # one that is brought back counts from the start
+                self._next[index] = 0
+                await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _take_the_rest(self, index: int, journal: JournalWriter) -> None:
         with suppress(EngineError, TimeoutError):

@@ -95,16 +95,12 @@ class Resumption:
         ended: list[tuple[Sample, Trajectory]] = []
         going_on: list[Sample] = []
         for sample in samples:
-            name = writable(sample.trajectory_id)
-            if name in journal.ended:
-                attempt, trajectory = journal.ended[name]
-                sample = replace(sample, attempt=attempt)
-                whole = replace(trajectory, task_id=sample.task.task_id, group_id=sample.group_id)
-                ended.append((sample, whole))
-            elif name in journal.running:
-                history = journal.running[name]
-                sample = replace(sample, attempt=history.attempt, history=history)
-            going_on.append(sample)
+            attempt = journal.attempt_of(writable(sample.trajectory_id), sample.attempt)
+            sample = replace(sample, attempt=attempt)
+            found = taken_up(journal, sample)
+            if isinstance(found, Trajectory):
+                ended.append((sample, found))
+            going_on.append(sample if isinstance(found, Trajectory) else found)
         return going_on, Earlier(tuple(ended), journal.elapsed_s)
 
     def figures(self, samples: Sequence[Sample], back: Sequence[Trajectory]) -> ResumedFigures:
@@ -127,6 +123,18 @@ class Resumption:
             "begun_anew": len(begun_anew),
             "torn_bytes": 0 if journal is None else journal.torn_bytes,
         }
+
+
+def taken_up(journal: StepJournal, sample: Sample) -> Sample | Trajectory:
+    """The sample with what its attempt had on record, or what that attempt was when it ended."""
+    name = writable(sample.trajectory_id)
+    if name in journal.ended and journal.ended[name][0] == sample.attempt:
+        ended = journal.ended[name][1]
+        return replace(ended, task_id=sample.task.task_id, group_id=sample.group_id)
+    history = journal.running.get(name)
+    if history is not None and history.attempt == sample.attempt:
+        return replace(sample, history=history)
+    return sample
 
 
 def find_resumption(run_dir: Path, config: RunConfig) -> Resumption:

@@ -135,7 +135,11 @@ class Watchdog:
 
     async def _tell(self, still_s: float, glance: Glance) -> None:
         waiting = "; ".join(
-            [*map(str, glance.oldest), *(f"{name} does not answer" for name in glance.silent)]
+            [
+                *map(str, glance.oldest),
+                *(f"{name} does not answer" for name in glance.silent),
+                *glance.ailing,
+            ]
         )
         logger.warning("nothing has moved for %.0f s: %s; stacks are in %s", still_s, waiting, self._path)
         parts = [f"=== {time.strftime('%H:%M:%S')}: nothing has moved for {still_s:.0f} s: {waiting}\n"]

@@ -7,6 +7,7 @@ which trajectories exist elsewhere.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -54,6 +55,8 @@ class WorkerSpec:
     """Of replayed sessions."""
     keeps_records: bool = False
     """Whether somebody comes for `records`."""
+    name: str = "worker"
+    """By which the scheduler knows the turns of this worker, whatever process it is in."""
     stalls: tuple[Path, float] | None = None
     """Where to write this process's threads when it has not been asked what it does for so many seconds."""
 
@@ -76,7 +79,7 @@ class AgentWorker:
 
     def __init__(self, spec: WorkerSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._spec = spec
-        self._engines = spec.parts.client()
+        self._engines = spec.parts.client(spec.name)
         self._workbench = Workbench(ToolRunner(spec.tools), spec.sandbox)
         self._clock = clock
         self._agents: dict[str, _Agent] = {}
@@ -88,6 +91,10 @@ class AgentWorker:
         self._num_moves = self._num_turns = 0
         self._expected_hit_tokens = self._lost_hit_tokens = 0
         self._alarm = None if spec.stalls is None else LoopAlarm(*spec.stalls)
+
+    async def alive(self) -> int:
+        """The process's id, as a sign of life."""
+        return os.getpid()
 
     async def run(self, sample: Sample) -> Trajectory:
         """Play one sample to its end. Its `started_s` is 0: the caller knows when the step began."""

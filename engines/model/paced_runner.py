@@ -231,6 +231,12 @@ class PacedRunner:
 
     # -- both ----------------------------------------------------------------------------------------
 
+    def weight_sizes(self) -> dict[str, int]:
+        return {}
+
+    def read_weights(self, names: Sequence[str]) -> list[NamedArray]:
+        raise KeyError("a paced model has no weights")
+
     def load_weights(self, bucket: Iterable[NamedArray]) -> None:
         """A paced model has no weights: a new version is only another chain root."""
         for name, _ in bucket:

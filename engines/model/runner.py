@@ -146,6 +146,14 @@ class ModelRunner(Protocol):
         """Feed one token per row through the paged pool; next-token logits [rows, vocabulary]."""
         ...
 
+    def weight_sizes(self) -> dict[str, int]:
+        """Bytes of every weight as `read_weights` gives it, by name; tied ones once."""
+        ...
+
+    def read_weights(self, names: Sequence[str]) -> list[NamedArray]:
+        """Copies of these weights in host memory, as `load_weights` takes them."""
+        ...
+
     def load_weights(self, bucket: Iterable[NamedArray]) -> None:
         """Copy the named tensors into the model; other tensors stay. Used from `weights_loaded` on."""
         ...

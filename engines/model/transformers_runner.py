@@ -99,6 +99,14 @@ class TransformersRunner:
         self.counts.decode += len(rows)
         return logits
 
+    def weight_sizes(self) -> dict[str, int]:
+        return {name: 4 * parameter.numel() for name, parameter in self._model.named_parameters()}
+
+    @torch.no_grad()
+    def read_weights(self, names: Sequence[str]) -> list[NamedArray]:
+        """As float32: numpy has no bfloat16, and the widening is exact."""
+        return [(name, self._parameters[name].float().cpu().numpy().copy()) for name in names]
+
     @torch.no_grad()
     def load_weights(self, bucket: Iterable[NamedArray]) -> None:
         for name, array in bucket:

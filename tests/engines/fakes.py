@@ -60,7 +60,14 @@ class Parts:
     """Of prompts into the pools of decode engines."""
 
     async def spawn(
-        self, cls: type, *args: Any, name: str, node: NodeId | None, gpu: bool = False, **kwargs: Any
+        self,
+        cls: type,
+        *args: Any,
+        name: str,
+        node: NodeId | None,
+        gpu: bool = False,
+        restarts: bool = False,
+        **kwargs: Any,
     ) -> Any:
         part: Any
         if cls is NodeProcess:

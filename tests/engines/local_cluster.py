@@ -86,7 +86,13 @@ def cluster_spec(model_path: str, store_directory: Path, **changes: object) -> C
 
 
 async def spawn_here(
-    cls: type, *args: object, name: str, node: NodeId | None, gpu: bool = False, **kwargs: object
+    cls: type,
+    *args: object,
+    name: str,
+    node: NodeId | None,
+    gpu: bool = False,
+    restarts: bool = False,
+    **kwargs: object,
 ) -> Any:
     return cls(*args, **kwargs)
 

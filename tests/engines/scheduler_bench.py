@@ -133,9 +133,10 @@ async def open_bench(
         await scheduler.register_node(node_id, num_slots, LAYOUT)
     for node_id in (DECODE_0, DECODE_1):
         info = EngineInfo(EngineId(node_id), node_id, EngineRole.DECODE, KV_TOKENS)
-        bench.reserves[node_id] = await scheduler.register_engine(info, RESERVE)
+        bench.reserves[node_id] = await scheduler.reserve_slots(info.engine_id, node_id, RESERVE)
+        await scheduler.register_engine(info)
     for name in ("prefill-a", "prefill-b"):
-        await scheduler.register_engine(EngineInfo(EngineId(name), PREFILL, EngineRole.PREFILL), 0)
+        await scheduler.register_engine(EngineInfo(EngineId(name), PREFILL, EngineRole.PREFILL))
     return bench
 
 
@@ -144,7 +145,7 @@ async def add_prefill_node(bench: Bench) -> None:
     await bench.scheduler.register_node(PREFILL_1, PREFILL_1_SLOTS, LAYOUT)
     for name in ("prefill-c", "prefill-d"):
         info = EngineInfo(EngineId(name), PREFILL_1, EngineRole.PREFILL)
-        await bench.scheduler.register_engine(info, 0)
+        await bench.scheduler.register_engine(info)
 
 
 def on_a_bench(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,8 @@ def test_an_engine_whose_step_breaks_loses_no_turn(
 
     async def run() -> tuple[list[TurnResult], dict[str, float]]:
         spec = cluster_spec(model_path, tmp_path, prefill_engines_per_node=2, decode_engines_per_node=2)
+        # The client is to find out first: the watch would have the engine keep what it had.
+        spec = replace(spec, scheduler=replace(spec.scheduler, heartbeat_s=60.0))
         parts = Parts(runner=watched, files={"decode-0": files})
         cluster = await start_cluster(parts.spawn, spec)
         try:

@@ -127,9 +127,7 @@ def test_without_engines_turns_wait_until_one_comes() -> None:
         waiting = bench.submit(turn("t", 4))
         await settle()
         assert not waiting.done()
-        await bench.scheduler.register_engine(
-            EngineInfo(EngineId("prefill-d"), PREFILL, EngineRole.PREFILL), 0
-        )
+        await bench.scheduler.register_engine(EngineInfo(EngineId("prefill-d"), PREFILL, EngineRole.PREFILL))
         placement = await waiting
         assert placement.prefill_engine == "prefill-d"
         await bench.end(placement)
@@ -218,7 +216,7 @@ def test_a_long_read_queue_is_one_of_so_many_seconds_of_the_profiled_device(
         bench = await open_bench(speeds=speeds, read_queue_limit_s=1.0)
         await bench.scheduler.register_node(PREFILL_1, 12, LAYOUT)
         engine = EngineInfo(EngineId("prefill-c"), PREFILL_1, EngineRole.PREFILL)
-        await bench.scheduler.register_engine(engine, 0)
+        await bench.scheduler.register_engine(engine)
         await bench.store(keys_of(0, 40))
         reading = await bench.place(turn("reading", 42))
         assert (reading.prefill_engine, reading.hit_tokens) == ("prefill-a", 40)

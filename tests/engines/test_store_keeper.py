@@ -327,7 +327,7 @@ async def scheduler_on(directory: Directory) -> Scheduler:
     )
     for node_id, role in ((PREFILL, EngineRole.PREFILL), (DECODE_0, EngineRole.DECODE)):
         await scheduler.register_node(node_id, 10, LAYOUT)
-        await scheduler.register_engine(EngineInfo(EngineId(node_id), node_id, role, 100), 0)
+        await scheduler.register_engine(EngineInfo(EngineId(node_id), node_id, role, 100))
     return scheduler
 
 

@@ -200,7 +200,13 @@ async def _converse_over(over: str, link: Link, model_path: str, store: Path) ->
     here = Factory(link, HERE)
 
     async def spawn(
-        cls: type, *args: object, name: str, node: str | None, gpu: bool = False, **kwargs: object
+        cls: type,
+        *args: object,
+        name: str,
+        node: str | None,
+        gpu: bool = False,
+        restarts: bool = False,
+        **kwargs: object,
     ) -> object:
         if node == "decode-0":
             await link.call(FACTORY, "make", (cls, name, args, kwargs), {})

@@ -15,6 +15,7 @@ from rollout.agent import Sample
 from rollout.controller import Controller, Earlier
 from rollout.errors import RolloutError, UserError
 from rollout.glance import AgentNow, Glance
+from rollout.history import History
 from rollout.step_policy import GroupRules
 from rollout.tasks import Task
 from rollout.types import Outcome, StopReason, Trajectory
@@ -210,6 +211,73 @@ def test_a_worker_that_failed_plays_nothing_more_while_there_is_another() -> Non
     found = asyncio.run(collect(controller, samples(20, 1)))
     assert len(broken.seen) == 1
     assert Counter(t.outcome for t in found) == {Outcome.ENGINE_FAILED: 1, Outcome.COMPLETED: 19}
+
+
+class Recovering:
+    """Workers come back when a test says so; what is on record is what it is given."""
+
+    def __init__(self, on_record: dict[str, Sample | Trajectory] | None = None) -> None:
+        self.back = asyncio.Event()
+        self.on_record = on_record or {}
+
+    async def worker_is_back(self, index: int) -> None:
+        await self.back.wait()
+
+    async def known(self, sample: Sample) -> Sample | Trajectory:
+        return self.on_record.get(sample.trajectory_id, sample)
+
+
+class Dying(ScriptedWorker):
+    """Dies as soon as it plays, so often."""
+
+    def __init__(self, num_deaths: int) -> None:
+        super().__init__()
+        self.num_deaths = num_deaths
+
+    async def run(self, sample: Sample) -> Trajectory:
+        if self.num_deaths:
+            self.num_deaths -= 1
+            self.played.append(sample)
+            await asyncio.sleep(0)
+            raise EngineFailed("the worker is dead")
+        return await super().run(sample)
+
+
+def test_samples_of_a_worker_that_is_lost_go_on_elsewhere_from_what_is_on_record() -> None:
+    async def play() -> None:
+        running, ended, unknown = samples(1, 3)
+        half = replace(running, history=History((), (), 0.0, 3.0))
+        whole = replace(trajectory_of(ended), reward=7.0)
+        recovery = Recovering({running.trajectory_id: half, ended.trajectory_id: whole})
+        dying, other = Dying(num_deaths=100), ScriptedWorker()
+        controller = Controller([dying, other], max_running=None, wall_time_s=5.0, recovery=recovery)
+        found = await collect(controller, [running, unknown, ended])
+        assert {t.trajectory_id: t.stop_reason for t in found} == {
+            s.trajectory_id: StopReason.DONE for s in (running, ended, unknown)
+        }
+        assert max(t.reward for t in found) == 7.0
+        assert dying.played == [running, ended]
+        assert [s.history for s in other.played if s.trajectory_id == running.trajectory_id] == [half.history]
+
+    asyncio.run(play())
+
+
+def test_a_step_waits_for_its_only_worker_and_gives_a_sample_up_that_ends_every_one() -> None:
+    async def play() -> None:
+        recovery, dying = Recovering(), Dying(num_deaths=1)
+        controller = Controller([dying], max_running=None, wall_time_s=5.0, recovery=recovery)
+        step = asyncio.create_task(collect(controller, samples(1, 1)))
+        while not dying.played:  # noqa: ASYNC110 - the worker counts
+            await asyncio.sleep(0)
+        assert not step.done()
+        recovery.back.set()
+        assert [t.outcome for t in await step] == [Outcome.COMPLETED]
+        dying.num_deaths = 100
+        [given_up] = await collect(controller, samples(1, 1))
+        assert given_up.outcome is Outcome.ENGINE_FAILED
+        assert given_up.error == "the worker is dead"
+
+    asyncio.run(asyncio.wait_for(play(), 30))
 
 
 def test_a_failed_sample_is_played_again_under_another_request_id() -> None:

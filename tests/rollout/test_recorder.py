@@ -102,7 +102,7 @@ def test_a_journal_that_cannot_be_written_ends_the_step_with_one_line(tmp_path: 
 
 def test_a_worker_keeps_its_records_until_they_are_known_to_be_written() -> None:
     async def look() -> list[tuple[int, list[bytes]]]:
-        parts = SimpleNamespace(client=lambda: None)
+        parts = SimpleNamespace(client=lambda name: None)
         worker = AgentWorker(worker_spec(parts, keeps_records=True))
         worker._records += [b"0", b"1"]
         seen = [await worker.records(0, 5.0), await worker.records(0, 5.0), await worker.records(1, 5.0)]

@@ -36,13 +36,13 @@ def test_a_turn_stops_at_every_end_token_of_the_models_generation_config(
     shutil.copytree(tiny_model_dir, folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     engines = ScriptedEngines(EngineError("out of order"))
-    parts = SimpleNamespace(client=lambda: engines)
+    parts = SimpleNamespace(client=lambda name: engines)
     asyncio.run(AgentWorker(worker_spec(parts, str(folder))).run(SAMPLE))
     assert {7, 9} <= set(engines.samplings[0].stop_ids)
 
 
 def replaying_worker(engines: CountingEngines, **changes: object) -> AgentWorker:
-    parts = SimpleNamespace(client=lambda: engines, layout=SimpleNamespace(block_tokens=4))
+    parts = SimpleNamespace(client=lambda name: engines, layout=SimpleNamespace(block_tokens=4))
     return AgentWorker(worker_spec(parts, **changes))
 
 

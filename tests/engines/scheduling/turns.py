@@ -54,6 +54,7 @@ def scheduler_config(**changes: Any) -> SchedulerConfig:
         "max_attempts": 1,
         "heartbeat_s": 0.1,
         "heartbeat_deadline_s": 5.0,
+        "restart_after_s": 5.0,
         "decision_log": None,
     }
     return SchedulerConfig(**(asdict(PAPER) | own | changes))

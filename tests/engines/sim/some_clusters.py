@@ -93,6 +93,7 @@ def scheduler(**changes: Any) -> SchedulerConfig:
         max_attempts=1,
         heartbeat_s=1.0,
         heartbeat_deadline_s=1.0,
+        restart_after_s=1.0,
         decision_log=None,
     )
     return replace(made, **changes)
