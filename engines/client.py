@@ -20,7 +20,7 @@ from engines.absences import Absences
 from engines.answered import answered
 from engines.config import SchedulerConfig
 from engines.context import Context
-from engines.errors import EngineFailed, RequestRefused, StaleWeights, TurnFailed
+from engines.errors import EngineFailed, OlderKVLost, RequestRefused, StaleWeights, TurnFailed
 from engines.peers import DecodePeer, PrefillPeer, SchedulerPeer
 from engines.types import (
     NO_HINTS,
@@ -81,6 +81,14 @@ class _Turn:
     second_token_s: float | None = None
     last_token_s: float = 0.0
     weights_version: int = 0
+    num_renewed_blocks: int = 0
+    """Blocks of the context that older weights had computed and that are to be made again."""
+    renewed_tokens: int = 0
+
+    def begin_anew(self) -> None:
+        """The engines hold other weights than those that sampled what there is: it is not kept."""
+        self.token_ids, self.logprobs = array("i"), array("f")
+        self.first_token_s = self.second_token_s = None
 
     def left_s(self, now_s: float) -> float:
         return self.deadline_s - (now_s - self.started_s)
@@ -102,6 +110,7 @@ class EngineClient:
         self._layout = parts.layout
         self._weights = parts.weights
         self._abort_deadline_s = parts.abort_deadline_s
+        self._keep_kv = parts.keep_kv
         self._clock = clock
         self._absences = Absences()
         self._listening: asyncio.Task[None] | None = None
@@ -242,7 +251,7 @@ class EngineClient:
         turn.on_phase("queue")
         while True:
             self._name_blocks(turn)
-            prompt = self._prompt(turn)
+            prompt, weights_id = self._prompt(turn), self._weights.weights_id
             request = TurnRequest(
                 request_id=attempt_id,
                 keys=prompt.keys,
@@ -254,12 +263,19 @@ class EngineClient:
                 group_id=turn.hints.group_id,
                 remaining_tokens=turn.hints.remaining_tokens,
                 client=self._name,
+                kv_weights_id=prompt.kv_weights_id if prompt.kv_weights_id != weights_id else None,
+                num_kept_blocks=prompt.num_kept_blocks,
             )
             try:
                 placement = await self._scheduler.submit(request)
                 break
             except StaleWeights:
                 await self._learn_weights(request)
+            except OlderKVLost as lost:
+                turn.num_renewed_blocks = turn.context.num_kept_blocks
+                turn.context.keep(lost.num_blocks, attempt_id)
+        renewed = turn.num_renewed_blocks * self._layout.block_tokens - placement.hit_tokens
+        turn.renewed_tokens, turn.num_renewed_blocks = turn.renewed_tokens + max(0, renewed), 0
         turn.phases += placement.waited
         turn.weights_version = placement.weights_version
         return placement
@@ -269,6 +285,7 @@ class EngineClient:
         job = PrefillJob(
             placement=placement,
             prompt_tokens=len(prompt),
+            tail_parent=prompt.parent,
             miss_ids=prompt.token_ids[placement.hit_tokens :],
             keys=prompt.keys,
             chain_root=prompt.root,
@@ -358,13 +375,22 @@ class EngineClient:
     # -- bookkeeping ---------------------------------------------------------------------------------
 
     def _name_blocks(self, turn: _Turn) -> None:
-        """Name the context's blocks under the weights that engines hold, as far as is known here."""
+        """Name the context's blocks under the weights that engines hold, as far as is known here.
+
+        What older weights computed keeps its names if it is to be kept.
+        """
         if turn.token_ids and self._weights.version != turn.weights_version:
-            raise RequestRefused(
-                f"{turn.request_id} began under weights version {turn.weights_version}, the engines "
-                f"hold version {self._weights.version}"
-            )
-        turn.context.reroot(self._root())
+            turn.begin_anew()
+        context, num_computed = turn.context, turn.context.num_computed_blocks
+        if context.weights == self._weights:
+            return
+        if self._keep_kv and num_computed:
+            context.keep(num_computed, f"{turn.request_id}@{self._weights.version}")
+        else:
+            turn.num_renewed_blocks, context.num_computed = num_computed, 0
+            context.reroot(self._root())
+            context.kv_weights_id = self._weights.weights_id
+        context.weights = self._weights
 
     async def _learn_weights(self, refused: TurnRequest) -> None:
         """Ask for the engines' weights, which are not those that `refused` names."""
@@ -400,6 +426,7 @@ class EngineClient:
             turn.second_token_s = handed_s + generated.second_token_s
 
     def _result(self, turn: _Turn, finish_reason: FinishReason) -> TurnResult:
+        turn.context.num_computed = len(turn.context) + len(turn.token_ids) - 1  # but for the last token's
         duration_s = self._clock() - turn.started_s
         assert turn.first_token_s is not None
         ttst_s = None if turn.second_token_s is None else turn.second_token_s - turn.started_s
@@ -418,6 +445,8 @@ class EngineClient:
             phases=turn.phases + PhaseSeconds(other=duration_s - turn.phases.total),
             num_attempts=turn.num_attempts,
             recomputed_tokens=turn.recomputed_tokens,
+            renewed_tokens=turn.renewed_tokens,
+            older_kv_tokens=turn.context.num_kept_blocks * self._layout.block_tokens,
         )
 
 
@@ -433,6 +462,8 @@ class ClientParts:
     weights: Weights
     abort_deadline_s: float
     """Longest an engine may take to let go of a turn before its slots are set aside."""
+    keep_kv: bool = False
+    """Whether contexts keep their KV when the weights change."""
 
     def client(self, name: str = "") -> EngineClient:
         return EngineClient(self, name=name)

@@ -80,6 +80,8 @@ class ClusterSpec:
     """What paced engines run, in place of the model at model_path."""
     trace_every: int = 0
     """Every n-th turn is drawn (engines.timeline); 0: none."""
+    keep_kv: bool = False
+    """Whether contexts keep their KV when the weights change; else it is computed again."""
 
 
 class EngineCluster:
@@ -113,6 +115,7 @@ class EngineCluster:
             self.layout,
             self.weights,
             abort_deadline_s=self.spec.engines.abort_deadline_s,
+            keep_kv=self.spec.keep_kv,
         )
 
     @property
@@ -149,7 +152,8 @@ class EngineCluster:
     async def update_weights(
         self, weights: Weights, buckets: AsyncIterator[Sequence[NamedArray]], deadline_s: float
     ) -> None:
-        """Load new weights everywhere while nothing runs; old KV is never hit again.
+        """Load new weights everywhere while no turn runs; old KV is never hit again, but by contexts that
+        keep it (`keep_kv`).
 
         An engine that fails meanwhile gets them when it is back. If all do, EngineFailed is raised and the
         cluster stays paused: its engines no longer hold one version.
@@ -161,13 +165,15 @@ class EngineCluster:
                 await self._by_all(holders, "load_weights", bucket)
             await self._by_all(holders, "set_weights", weights)
             self._joining.weights = weights
-            await self._by_all({SCHEDULER: self.scheduler}, "set_weights", weights)
+            scheduler = {SCHEDULER: self.scheduler}
+            await self._by_all(scheduler, "set_weights", weights, keep_kv=self.spec.keep_kv)
         await self.resume()
 
-    async def _by_all(self, parts: dict[str, Any], method: str, argument: object) -> None:
+    async def _by_all(self, parts: dict[str, Any], method: str, argument: object, **options: object) -> None:
         """Whoever does not do it is lost, and out of `parts`. Raises EngineFailed if no engine is left."""
         calls = (
-            answered(name, getattr(part, method)(argument), self._patience_s) for name, part in parts.items()
+            answered(name, getattr(part, method)(argument, **options), self._patience_s)
+            for name, part in parts.items()
         )
         told = await asyncio.gather(*calls, return_exceptions=True)
         for name, answer in zip(list(parts), told, strict=True):

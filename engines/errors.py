@@ -4,7 +4,8 @@ EngineError
 |- ModelUnsupported   a model these engines cannot serve; nothing was loaded
 |- VllmRefused        a release of vLLM, or a setting of its connector, that cannot be; nothing was opened
 |- RequestRefused     a request that could never fit or is out of date; nothing was reserved
-|  `- StaleWeights    it names other weights than the engines hold
+|  |- StaleWeights    it names other weights than the engines hold
+|  `- OlderKVLost     older KV that its context keeps is not stored any more
 |- PlacementTimeout   no place was found by the deadline; nothing is reserved
 |- PauseTimeout       turns still ran by the deadline; nothing is placed until resume
 |- EngineFailed       an engine or node did not answer or broke; the turn may be tried elsewhere
@@ -36,6 +37,17 @@ class RequestRefused(EngineError):
 
 class StaleWeights(RequestRefused):
     """A request that names other weights than the engines hold."""
+
+
+class OlderKVLost(RequestRefused):
+    """Only so many blocks of the older KV that a context keeps are still stored."""
+
+    def __init__(self, num_blocks: int) -> None:
+        super().__init__(num_blocks)
+        self.num_blocks = num_blocks
+
+    def __str__(self) -> str:
+        return f"{self.num_blocks} blocks of older KV are left"
 
 
 class PlacementTimeout(EngineError):

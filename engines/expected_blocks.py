@@ -60,7 +60,7 @@ class ExpectedBlocks:
         self._index.cancel(keys)
         return keys
 
-    def drop_weights_except(self, weights_id: WeightsId) -> None:
+    def drop_weights_except(self, *weights_ids: WeightsId) -> None:
         """What was keyed with other weights is never hit again."""
-        self._index.drop_weights_except(weights_id)
+        self._index.drop_weights_except(*weights_ids)
         self._makers.clear()

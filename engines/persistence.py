@@ -140,7 +140,7 @@ class Persistence:
         self._prompts[placement.request_id] = _PromptSlots(new_slots, written, not waits_for_copy)
         await self._release(placement.request_id)
         if blocks:
-            storing = self._store_what_is_new(placement.request_id, blocks, placement.weights_id)
+            storing = self._store_what_is_new(placement.request_id, blocks, placement.named_weights_id)
             self._write(placement.request_id, blocks, storing, self._prompt_written)
 
     def prompt_copied(self, request_id: RequestId) -> None:
@@ -188,7 +188,7 @@ class Persistence:
 
     def add_block(self, turn: HandOver, key: BlockKey, parent: BlockKey, block: BlockId) -> None:
         """A pool block is full: it stays taken until its pack is copied out."""
-        request_id, weights_id = turn.placement.request_id, turn.placement.weights_id
+        request_id, weights_id = turn.placement.request_id, turn.placement.named_weights_id
         pack = self._filling.setdefault(request_id, [])
         pack.append(_OutgoingBlock(request_id, key, parent, block, weights_id))
         if len(pack) >= self._pack_blocks:

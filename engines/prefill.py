@@ -199,7 +199,7 @@ class PrefillEngine(Engine):
             prompt_tokens=job.prompt_tokens,
             keys=job.keys,
             chain_root=job.chain_root,
-            tail_parent=job.keys[-1] if job.keys else job.chain_root,
+            tail_parent=job.tail_parent,
             tail_ids=job.miss_ids[len(job.miss_ids) - num_tail :],
             slot_checksums=computed.slot_checksums,
             first_token=sampled.token_id,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from engines.absent_engines import AbsentEngines
 from engines.block_waits import BlockWaits
 from engines.config import SchedulerConfig
-from engines.errors import PauseTimeout, PlacementTimeout, StaleWeights
+from engines.errors import OlderKVLost, PauseTimeout, PlacementTimeout, StaleWeights
 from engines.expected_blocks import ExpectedBlocks
 from engines.fetch_timer import FetchTimer
 from engines.known_cluster import KnownCluster, open_known_cluster
@@ -107,6 +107,10 @@ class Scheduler:
         self._ahead = Prefetcher(config, self._loans, self._index, self._slot_queue, self._go_on)
         self._reclaimer = SlotReclaimer(config.heartbeat_deadline_s, self.resolve)
         self._cluster: KnownCluster | None = None
+        self._older: set[WeightsId] = set()
+        """Weights that running contexts keep KV of."""
+        self._asked_for: set[WeightsId] = set()
+        """Weights that turns named since the last update."""
         self._paused = False
         self._changed = asyncio.Event()
         self._reserves: dict[EngineId, tuple[SlotId, ...]] = {}
@@ -194,6 +198,9 @@ class Scheduler:
         """Wait for a place. Raises RequestRefused or PlacementTimeout, nothing then reserved."""
         self._roster.refuse_misfits(request, self._block_tokens)
         self._refuse_stale(request)
+        self._asked_for.add(request.kv_weights_id or self._weights.weights_id)
+        if request.kv_weights_id is not None:
+            self._older.add(request.kv_weights_id)
         # At least the prompt's last token is computed.
         hit_keys = request.keys[: (request.prompt_tokens - 1) // self._block_tokens]
         waiting = self._queue.join(request, hit_keys, self._clock())
@@ -352,7 +359,7 @@ class Scheduler:
         loan = None if request_id is None else self._loans.get(request_id)
         maker = None if loan is None else loan.placement.decode_engine
         is_over = request_id is not None and loan is None
-        if weights_id == self._weights.weights_id and maker not in self._absent.engines and not is_over:
+        if self._is_named(weights_id) and maker not in self._absent.engines and not is_over:
             self._expected.expect(keys, weights_id, maker)
         return await self.stored(keys)
 
@@ -365,7 +372,7 @@ class Scheduler:
         released: SlotRelease | None = None,
     ) -> None:
         """These persists have ended, and so does the need for slots. Blocks of older weights are dropped."""
-        if weights_id == self._weights.weights_id:
+        if self._is_named(weights_id):
             self._expected.stored(stored, weights_id)
             self._expected.failed(failed)
             self._keep_store({block.location.segment for block in stored})
@@ -398,10 +405,16 @@ class Scheduler:
         self._paused = False
         self._go_on(self._slot_queue.nodes())
 
-    async def set_weights(self, weights: Weights) -> None:
-        """Engines hold `weights` now: what was keyed with others is never hit again."""
+    async def set_weights(self, weights: Weights, *, keep_kv: bool = False) -> None:
+        """Engines hold `weights` now: what was keyed with others is never hit again.
+
+        With `keep_kv` contexts that began under others keep what those made: it stays for as long as somebody
+        has asked for it since the update before.
+        """
+        self._older = (self._older | {self._weights.weights_id}) & self._asked_for if keep_kv else set()
+        self._asked_for = set()
         self._weights = weights
-        self._expected.drop_weights_except(weights.weights_id)
+        self._expected.drop_weights_except(weights.weights_id, *self._older)
         self._ahead.clear()
         self._loans.empty_dram()
         self._keep_store(())
@@ -523,13 +536,16 @@ class Scheduler:
         )
 
     def _grant(self, waiting: WaitingTurn) -> bool:
-        """Whether the turn got its slots, and so its place."""
+        """Whether the turn got its slots, and so its place; or that it gets none, as its KV is lost."""
         pair, now_s = waiting.pair, self._clock()
         assert pair is not None, waiting.request_id
         request, hit = waiting.request, waiting.hit
+        if len(hit) < request.num_kept_blocks:
+            waiting.answer.set_exception(OlderKVLost(len(hit)))
+            return True
         prefill_node, decode_node = pair.prefill.node_id, pair.decode.node_id
         in_dram = self._loans.in_dram(prefill_node, hit.keys)
-        if self._config.load_only_if_faster and not in_dram:
+        if self._config.load_only_if_faster and not in_dram and not request.num_kept_blocks:
             hit = hit[: self._num_worth_loading(waiting, pair, now_s)]
         plan = self._reads.plan(pair, hit, in_dram, now_s)
         num_decode = -(-request.prompt_tokens // self._block_tokens)
@@ -549,11 +565,12 @@ class Scheduler:
             weights_version=self._weights.version,
             weights_id=self._weights.weights_id,
             waited=waiting.waited(now_s),
+            kv_weights_id=request.kv_weights_id,
         )
         self._buffer_waits += placement.waited.buffer_wait > 0
         self._buffer_wait_s += placement.waited.buffer_wait
         loan = self._loans.lend(placement, request.keys[len(hit) :], request.client)
-        self._expected.expect(loan.new_keys, placement.weights_id)
+        self._expected.expect(loan.new_keys, placement.named_weights_id)
         self._index.pin(loan.segments)
         self._reads.begin(pair, plan, now_s)
         work = _work(request, placement.hit_tokens)
@@ -648,6 +665,10 @@ class Scheduler:
         keys, loan.new_keys = loan.new_keys, ()
         self._expected.forget(keys)
         self._block_waits.wake(keys)
+
+    def _is_named(self, weights_id: WeightsId) -> bool:
+        """Whether anybody may still ask for blocks of these weights."""
+        return weights_id == self._weights.weights_id or weights_id in self._older
 
     def _keep_store(self, written: Collection[str]) -> None:
         """Blocks were announced in these segments, or weights have changed: there may be too much now."""

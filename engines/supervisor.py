@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from engines.answered import answered
@@ -62,13 +63,9 @@ class Supervisor:
         joining = self._joining
         self._add(SCHEDULER, joining.scheduler, self._bring_back_scheduler)
         for node_id, node in joining.nodes.items():
-            self._add(node_id, node, lambda health, node_id=node_id: self._bring_back_node(node_id, health))
+            self._add(node_id, node, partial(self._bring_back_node, node_id))
         for engine_id, engine in joining.engines.items():
-            self._add(
-                engine_id,
-                engine,
-                lambda health, engine_id=engine_id: self._bring_back_engine(engine_id, health),
-            )
+            self._add(engine_id, engine, partial(self._bring_back_engine, engine_id))
 
     def add(self, name: str, part: Watched, then: Callable[[], Awaitable[None]]) -> None:
         """Watch another part too; `then` sees to what is due when its process is another."""
@@ -193,7 +190,8 @@ class Supervisor:
     async def _let_go_of_all(self) -> None:
         """Nobody touches a slot any more; engines and nodes that do not say so begin anew."""
         joining = self._joining
-        parts: Mapping[str, Any] = {**joining.nodes, **joining.engines}
+        all_parts = (*joining.nodes.items(), *joining.engines.items())
+        parts: dict[str, Any] = {str(name): part for name, part in all_parts}
         names = [name for name in parts if self.watch.health(name).serves]
         asked = (answered(name, parts[name].let_go_of_all(), self._let_go_s) for name in names)
         told = await asyncio.gather(*asked, return_exceptions=True)

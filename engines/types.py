@@ -211,6 +211,11 @@ class TurnRequest:
     """These two as in TurnHints."""
     client: str = ""
     """Who asks: <name>/<process>, so that turns are ended whose client is gone."""
+    kv_weights_id: WeightsId | None = None
+    """Weights that the keys name; None: those that engines hold."""
+    num_kept_blocks: int = 0
+    """Blocks from the start that are of older weights: they are hits, or the turn is refused (OlderKVLost),
+    as nobody may make them under their names now."""
 
     @property
     def context_tokens(self) -> int:
@@ -241,6 +246,13 @@ class Placement:
     weights_id: WeightsId
     waited: PhaseSeconds
     """queue, buffer_wait and persist_wait before the placement."""
+    kv_weights_id: WeightsId | None = None
+    """As in the request."""
+
+    @property
+    def named_weights_id(self) -> WeightsId:
+        """Weights that the turn's keys name: what its blocks are stored under."""
+        return self.weights_id if self.kv_weights_id is None else self.kv_weights_id
 
     def read_node(self, side: ReadSide) -> NodeId:
         """The node whose slots the blocks of this side of the read plan lie in."""
@@ -272,6 +284,8 @@ class PrefillJob:
 
     placement: Placement
     prompt_tokens: int
+    tail_parent: BlockKey
+    """What the key of the block that the prompt does not fill is chained to."""
     miss_ids: array[int]
     """Ids of [hit_tokens, prompt_tokens)."""
     keys: tuple[BlockKey, ...]
@@ -408,3 +422,7 @@ class TurnResult:
     num_attempts: int = 1
     recomputed_tokens: int = 0
     """Miss tokens of the attempts after the first."""
+    renewed_tokens: int = 0
+    """Tokens of the context that older weights had computed, and that were computed again under these."""
+    older_kv_tokens: int = 0
+    """Tokens of the context whose KV is of older weights than those that sampled."""

@@ -63,6 +63,8 @@ class KeyChain:
         self.root = root
         self.block_tokens = block_tokens
         self.keys: list[BlockKey] = []
+        self.parent = root
+        """What the next block's key is chained to."""
         self.tail = array("i")
 
     @property
@@ -72,13 +74,22 @@ class KeyChain:
     def copy(self) -> KeyChain:
         """A chain that goes its own way from here."""
         copy = KeyChain(self.root, self.block_tokens)
-        copy.keys, copy.tail = self.keys[:], self.tail[:]
+        copy.keys, copy.parent, copy.tail = self.keys[:], self.parent, self.tail[:]
         return copy
+
+    def branch(self, num_blocks: int, token_ids: Sequence[int], mark: str) -> None:
+        """Keep the keys of the first blocks; `token_ids` are all that follow them, whose keys become this
+        chain's alone, told from all others' by `mark`."""
+        del self.keys[num_blocks:]
+        before = self.keys[-1] if self.keys else self.root
+        self.parent = BlockKey(hashlib.blake2b(before + mark.encode(), digest_size=KEY_BYTES).digest())
+        self.tail = array("i")
+        self.extend(token_ids)
 
     def extend(self, token_ids: Sequence[int]) -> list[BlockKey]:
         """Append ids; return the keys of the blocks this completed."""
         self.tail.extend(token_ids)
-        parent, start = (self.keys[-1] if self.keys else self.root), 0
+        parent, start = self.parent, 0
         completed = []
         while len(self.tail) - start >= self.block_tokens:
             parent = block_key(parent, self.tail[start : start + self.block_tokens])
@@ -86,6 +97,7 @@ class KeyChain:
             start += self.block_tokens
         del self.tail[:start]
         self.keys.extend(completed)
+        self.parent = parent
         return completed
 
 

@@ -280,9 +280,9 @@ class PrefixIndex:
         self._num_orphans = None
         return len(table)
 
-    def drop_weights_except(self, weights_id: WeightsId) -> int:
+    def drop_weights_except(self, *weights_ids: WeightsId) -> int:
         """Forget every block of any other weights, not their segments; return how many."""
-        others = [known for known in self._tables if known != weights_id]
+        others = [known for known in self._tables if known not in weights_ids]
         return sum(self.drop_weights(other) for other in others)
 
     def check(self) -> None:

@@ -275,6 +275,8 @@ class AgentRun:
             phases=fill(phases, self._setup.clock() - started_s),
             recomputed_tokens=result.recomputed_tokens,
             num_attempts=result.num_attempts,
+            renewed_tokens=result.renewed_tokens,
+            older_kv_tokens=result.older_kv_tokens,
         )
         self._turns.append(turn)
         self._on_record(

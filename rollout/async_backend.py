@@ -13,7 +13,7 @@ import socket
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from rollout.agent_run import Sample
 from rollout.cluster_spec import BASE_WEIGHTS, cluster_spec, model_of, store_directory
 from rollout.concurrency import ConcurrencyPolicy, HitCounts, first_limit
 from rollout.config import RunConfig
-from rollout.controller import Controller, Earlier, Running
+from rollout.controller import ANSWER_SLACK_S, Controller, Earlier, Running
 from rollout.errors import UserError
 from rollout.glance import Glance
 from rollout.journal import JournalWriter
@@ -286,18 +286,23 @@ class AsyncRolloutBackend:
     async def update_weights(self, version: int, weights: NamedTensors) -> None:
         """Load new weights into every engine, bucket by bucket.
 
-        `weights` yields (name, tensor): torch tensors or numpy arrays, whole, named as in the model.
-        Turns that run are finished first. KV of the old weights is never hit again. Raises ValueError unless
-        `version` is above the engines' own.
+        `weights` yields (name, tensor): torch tensors or numpy arrays, whole, named as in the model. What
+        becomes of trajectories under way is `on_update`, of their KV `kv_on_update`. Raises ValueError unless
+        `version` is above the engines' own, and RolloutError if trajectories do not end.
         """
         if version <= self.weights_version:
             raise ValueError(f"version must be > {self.weights_version}, the engines' own; got {version}")
         weights_id = weights_id_after_update(self._base_weights, self._run_id, version)
-        await self._cluster.update_weights(
-            Weights(version, weights_id),
-            self._shared(buckets(weights, _BUCKET_BYTES)),
-            self._config.task.turn_deadline_s,
-        )
+        with self._controller.held():
+            if self._config.on_update == "abort":
+                await self._controller.abort_all()
+            if self._config.on_update != "continue":
+                await self._controller.drained(self._config.task.wall_time_s + ANSWER_SLACK_S)
+            await self._cluster.update_weights(
+                Weights(version, weights_id),
+                self._shared(buckets(weights, _BUCKET_BYTES)),
+                self._config.task.turn_deadline_s,
+            )
 
     async def pause(self) -> None:
         """Start no further turn; returns when the running ones are through."""

@@ -62,6 +62,7 @@ def cluster_spec(
         scheduler=config.scheduler,
         kvstore=config.kvstore,
         trace_every=config.monitor.trace_every,
+        keep_kv=config.kv_on_update == "keep",
         transport=TransportSpec(transport, JobToken.draw()),
         model_path=model_path,
         rates=effective_rates(config),

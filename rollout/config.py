@@ -163,6 +163,15 @@ class RunConfig:
     resume: str | None
     """A run_dir to go on in: from its last checkpoint, and each trajectory from its last finished turn; its
     own overrides hold, those given beside are added. null: start."""
+    on_update: Literal["finish", "abort", "continue"]
+    """What happens to trajectories under way when the weights are updated (RolloutBackend.update_weights);
+    none begins meanwhile. `finish`: the update waits until they have ended. `abort`: they are ended at once
+    and come back truncated. `continue`: turns under way end, and each trajectory's next turn is sampled by
+    the new weights."""
+    kv_on_update: Literal["recompute", "keep"]
+    """What trajectories that continue do with the KV of their context. `recompute`: the new weights compute
+    it again, so no token is sampled over KV of other weights. `keep`: it stays, and the new weights compute
+    what comes after it; that part is the trajectory's alone, no other can hit it."""
     seed: int
     """Seed of sampling, of generated tasks and of the trainer."""
     num_agents: int | None
@@ -247,6 +256,11 @@ class RunConfig:
             raise ValueError("run_dir must be a folder's path, got an empty text")
         if self.engines.kind == "paced" and self.model_profile is None:
             raise ValueError("model_profile must name a profile where engines.kind=paced, got null")
+        if self.kv_on_update == "keep" and self.engines.kind == "paced":
+            raise ValueError(
+                "kv_on_update must be recompute where engines.kind=paced, as KV there is checked against its "
+                "name, got keep"
+            )
         dram_bytes = self.kvstore.dram_bytes + (self.simulation.dram_bytes if self.is_simulated else 0)
         if self.scheduler.prefetch and not dram_bytes:
             beside = " or simulation.dram_bytes" if self.is_simulated else ""

@@ -11,8 +11,8 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -33,6 +33,7 @@ _LOOK_EVERY_S = 0.5
 """How soon a change of `max_running` is noticed when nothing else happens."""
 _MOST_LOST_WORKERS = 5
 """A sample that loses so many workers is likely what ends them."""
+_LOOK_FOR_END_S = 0.05
 _ABORT_DEADLINE_S = 2.0
 _ASK_DEADLINE_S = 10.0
 """For questions to a worker that nobody's work depends on."""
@@ -119,6 +120,9 @@ class Controller:
         """What each worker said last of its agents."""
         self._gone: set[int] = set()
         """Workers that failed: they play nothing more while there is another, or until they are back."""
+        self._num_begun = 0
+        """Samples that have begun and not ended."""
+        self._num_holds = 0
         self._returning: set[asyncio.Task[None]] = set()
         self._recovery = recovery
         self._rules = rules
@@ -154,6 +158,28 @@ class Controller:
             for task in unfinished:
                 task.cancel()
             await asyncio.gather(*unfinished, return_exceptions=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no sample begins."""
+        self._num_holds += 1
+        try:
+            yield
+        finally:
+            self._num_holds -= 1
+
+    async def drained(self, deadline_s: float) -> None:
+        """Return when no trajectory is under way. Raises RolloutError after the deadline."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                while self._num_begun:  # noqa: ASYNC110 - asked once an update
+                    await asyncio.sleep(_LOOK_FOR_END_S)
+        if self._num_begun:
+            raise RolloutError(f"{self._num_begun} trajectories are still under way after {deadline_s:.0f} s")
+
+    async def abort_all(self) -> None:
+        """End all that are under way; they come back truncated."""
+        await asyncio.gather(*(self.abort(trajectory_id) for trajectory_id in list(self._running)))
 
     async def abort(self, trajectory_id: str) -> None:
         """End one running trajectory; it comes back truncated."""
@@ -205,14 +231,21 @@ class Controller:
 
     def _begin(self, step: _Step) -> None:
         room = None if self.max_running is None else max(0, self.max_running - len(step.agents))
+        room = 0 if self._num_holds else room
         for sample in step.policy.begin(self._clock() - step.started_s, room):
-            step.agents[sample.trajectory_id] = asyncio.create_task(self._play(sample, step))
+            agent = asyncio.create_task(self._play(sample, step))
+            step.agents[sample.trajectory_id] = agent
+            self._num_begun += 1
+            agent.add_done_callback(self._ended)
+
+    def _ended(self, agent: asyncio.Task[None]) -> None:
+        self._num_begun -= 1
 
     def _nap_s(self, step: _Step) -> float:
         """Until the next sample arrives that has room, or until somebody may have changed the room."""
         arrival_s = step.policy.next_arrival_s()
         has_room = self.max_running is None or len(step.agents) < self.max_running
-        if arrival_s is None or not has_room:
+        if arrival_s is None or not has_room or self._num_holds:
             return _LOOK_EVERY_S
         return min(_LOOK_EVERY_S, max(0.0, arrival_s - (self._clock() - step.started_s)))
 

@@ -104,6 +104,8 @@ class Totals:
     hit_tokens: int = 0
     output_tokens: int = 0
     recomputed_tokens: int = 0
+    renewed_tokens: int = 0
+    over_older_kv_tokens: int = 0
     ttft_s: array[float] = field(default_factory=_samples)
     ttst_s: array[float] = field(default_factory=_samples)
     tpot_s: array[float] = field(default_factory=_samples)
@@ -131,7 +133,10 @@ class Totals:
                 "miss": self.prompt_tokens - self.hit_tokens,
                 "output": self.output_tokens,
                 "recomputed": self.recomputed_tokens,
+                "renewed": self.renewed_tokens,
+                "over_older_kv": self.over_older_kv_tokens,
             },
+            "older_kv_share": self.over_older_kv_tokens / self.output_tokens if self.output_tokens else None,
             "hit_rate": self.hit_tokens / self.prompt_tokens if self.prompt_tokens else None,
             "ttft_s": distribution(self.ttft_s),
             "ttst_s": distribution(self.ttst_s),
@@ -232,6 +237,8 @@ def _step_totals(trajectories: Sequence[Trajectory], first_start_s: float, kv: K
         hit_tokens=sum(turn.hit_tokens for turn in turns),
         output_tokens=sum(turn.output_tokens for turn in turns),
         recomputed_tokens=sum(turn.recomputed_tokens for turn in turns),
+        renewed_tokens=sum(turn.renewed_tokens for turn in turns),
+        over_older_kv_tokens=sum(turn.output_tokens for turn in turns if turn.older_kv_tokens),
         ttft_s=array("d", (turn.ttft_s for turn in turns)),
         ttst_s=array("d", (turn.ttst_s for turn in turns if turn.ttst_s is not None)),
         tpot_s=array("d", (turn.tpot_s for turn in turns if turn.tpot_s is not None)),

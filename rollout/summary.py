@@ -23,6 +23,10 @@ class Tokens(TypedDict):
     output: int
     recomputed: int
     """Prompt tokens computed again by a turn's later attempts; not in `miss`."""
+    renewed: int
+    """Prompt tokens, in `miss` too, that older weights had computed: the price of kv_on_update=recompute."""
+    over_older_kv: int
+    """Output tokens sampled over KV of older weights: only with kv_on_update=keep."""
 
 
 class ReadBytes(TypedDict):
@@ -71,6 +75,8 @@ class Figures(TypedDict):
     num_attempts: int
     reward_mean: float | None
     tokens: Tokens
+    older_kv_share: float | None
+    """Of the output, what was sampled over KV of older weights."""
     hit_rate: float | None
     ttft_s: Distribution
     ttst_s: Distribution

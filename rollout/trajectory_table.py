@@ -49,6 +49,8 @@ _TURN = pa.struct(
         ("phases", _PHASES),
         ("recomputed_tokens", pa.int64()),
         ("num_attempts", pa.int32()),
+        ("renewed_tokens", pa.int64()),
+        ("older_kv_tokens", pa.int64()),
     ]
 )
 SCHEMA = pa.schema(

@@ -133,6 +133,10 @@ class Turn:
     recomputed_tokens: int = 0
     num_attempts: int = 1
     """Times the turn was sent to engines; over 1 where one failed, preempted it or lost a block."""
+    renewed_tokens: int = 0
+    """Tokens of the prompt that older weights had computed, and that were computed again under these."""
+    older_kv_tokens: int = 0
+    """Tokens of the prompt whose KV is of older weights than those that sampled the output."""
 
     @property
     def miss_tokens(self) -> int:

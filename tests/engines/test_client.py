@@ -355,11 +355,27 @@ def test_after_a_weight_update_a_contexts_blocks_have_new_names() -> None:
     assert cluster.jobs[1].chain_root == chain_root(NEW.weights_id, LAYOUT.format)
 
 
-def test_a_turn_with_tokens_of_old_weights_does_not_go_on_under_new_ones() -> None:
-    cluster = Cluster(deque([first(5)]), deque([generated(5, 6, reason=FinishReason.PREEMPTED)]))
+def test_a_turn_with_tokens_of_old_weights_is_sampled_anew_under_new_ones() -> None:
+    preempted = generated(5, 6, reason=FinishReason.PREEMPTED)
+    cluster = Cluster(deque([first(5), first(7)]), deque([preempted, generated(7, 8)]))
     cluster.weights_held = [OLD, NEW]
-    with pytest.raises(RequestRefused, match="began under weights version 0, the engines hold version 1"):
-        run_turn(cluster)
+    result = run_turn(cluster)
+    assert (list(result.token_ids), result.weights_version, result.num_attempts) == ([7, 8], 1, 2)
+    assert list(cluster.jobs[1].earlier_ids) == []
+
+
+def test_a_scheduler_that_is_gone_is_asked_again_and_that_counts_as_no_failure() -> None:
+    cluster = Cluster(deque([first(5)]), deque([generated(5, 6)]))
+    cluster.refuses = EngineFailed("the scheduler is dead")
+
+    async def play() -> TurnResult:
+        running = asyncio.create_task(turn(cluster.client(max_attempts=1)))
+        while not cluster.requests:  # noqa: ASYNC110 - the cluster counts
+            await asyncio.sleep(0.01)
+        cluster.refuses = None
+        return await running
+
+    assert list(asyncio.run(play()).token_ids) == [5, 6]
 
 
 def test_a_turn_without_tokens_yet_starts_again_under_new_weights() -> None:

@@ -69,6 +69,8 @@ def turns(draw: st.DrawFn) -> Turn:
         tool_s=draw(seconds),
         phases=draw(phase_seconds),
         recomputed_tokens=draw(st.integers(0, 10**6)),
+        renewed_tokens=draw(st.integers(0, 10**6)),
+        older_kv_tokens=draw(st.integers(0, 10**6)),
         num_attempts=draw(st.integers(1, 3)),
     )
 

@@ -256,7 +256,7 @@ def test_samples_of_a_worker_that_is_lost_go_on_elsewhere_from_what_is_on_record
             s.trajectory_id: StopReason.DONE for s in (running, ended, unknown)
         }
         assert max(t.reward for t in found) == 7.0
-        assert dying.played == [running, ended]
+        assert [s.trajectory_id for s in dying.played] == [running.trajectory_id, ended.trajectory_id]
         assert [s.history for s in other.played if s.trajectory_id == running.trajectory_id] == [half.history]
 
     asyncio.run(play())
@@ -379,3 +379,24 @@ def test_samples_begin_although_nobody_takes_what_has_come_back() -> None:
         await stream.aclose()
 
     asyncio.run(take_one_and_wait())
+
+
+def test_while_held_nothing_begins_and_what_runs_is_waited_for_or_ended() -> None:
+    async def play() -> None:
+        slow = StoppableWorker(slow=frozenset({0}))
+        controller = Controller([slow], max_running=1, wall_time_s=5.0)
+        step = asyncio.create_task(collect(controller, samples(1, 3)))
+        while not slow.played:  # noqa: ASYNC110 - the worker counts
+            await asyncio.sleep(0)
+        with controller.held():
+            with pytest.raises(RolloutError, match="1 trajectories are still under way after 0 s"):
+                await controller.drained(0.05)
+            await controller.abort_all()
+            await controller.drained(5.0)
+            await asyncio.sleep(0)
+            assert len(slow.played) == 1
+            assert not step.done()
+        found = await step
+        assert [t.stop_reason for t in found] == [StopReason.ABORTED, StopReason.DONE, StopReason.DONE]
+
+    asyncio.run(asyncio.wait_for(play(), 30))

@@ -62,6 +62,7 @@ def test_tokens_are_summed_over_turns():
     figures = summarise_step([replace(EARLY, turns=(TURN, twice))], 0, 0, KV).figures()
     assert figures["tokens"] == {
         "prompt": 300, "hit": 192, "miss": 108, "output": 10, "recomputed": 9,
+        "renewed": 0, "over_older_kv": 0,
     }  # fmt: skip
     assert figures["hit_rate"] == 192 / 300
     assert (figures["num_turns"], figures["num_attempts"]) == (2, 3)
