@@ -1,7 +1,8 @@
 """One life of a chaos run's driver: `python -m rollout.chaos.life FOLDER`.
 
-It ends when the run's time is over, or is killed. It plays steps of talking agents, goes on where an earlier life was killed, makes the faults that are due, and
-writes down at the end of each step what came back: FOLDER/steps.jsonl, and FOLDER/faults.jsonl as it goes.
+It ends when the run's time is over, or is killed. It plays steps of talking agents, goes on where an earlier
+life was killed, makes the faults that are due, and writes down at the end of each step what came back:
+FOLDER/steps.jsonl, and FOLDER/faults.jsonl as it goes.
 """
 
 from __future__ import annotations
@@ -46,8 +47,6 @@ class ChaosRun:
     tasks_per_step: int
     wait_s: float
     hang_share: float
-    began_s: float
-    """Wall clock."""
     fills_disk: bool
     model_path: str
     store: str
@@ -61,13 +60,16 @@ class ChaosRun:
     def write(self, folder: Path) -> None:
         (folder / "run.json").write_text(json.dumps(asdict(self)))
 
-    @property
-    def now_s(self) -> float:
-        return time.time() - self.began_s
-
     def faults(self) -> list[Fault]:
         """All that are due in the whole run."""
         return draw_faults(self.seed, self.duration_s, self.fault_every_s)
+
+
+def played_s(folder: Path) -> float:
+    """What the run's clock shows: it stands still while there is no driver."""
+    with suppress(OSError, ValueError):
+        return float((folder / "clock").read_text())
+    return 0.0
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -107,6 +109,9 @@ class Life:
         self._config = load_config(self._run.overrides)
         self._stillness = _Stillness(folder / "stillness.json")
         self._version_file = folder / "version"
+        self._clock_file = folder / "clock"
+        self._played_before_s = played_s(folder)
+        self._began_s: float
         self._updating = asyncio.Lock()
 
     async def live(self) -> None:
@@ -116,16 +121,27 @@ class Life:
             if self._version:
                 await backend.update_weights(self._version, weights_of(run.model_path, self._version))
             injector = Injector(backend, Path(run.store), self._update, fills_disk=run.fills_disk)
-            errands = [asyncio.create_task(each) for each in (self._inject(injector), self._nurse())]
+            self._began_s = time.monotonic()
+            errands = (self._tick(), self._inject(injector), self._nurse())
+            running = [asyncio.create_task(errand) for errand in errands]
             try:
                 step = len(read_lines(self._folder / "steps.jsonl"))
-                while step == 0 or run.now_s < run.duration_s:
+                while step == 0 or self._now_s < run.duration_s:
                     await self._play(step)
                     step += 1
             finally:
-                for errand in errands:
+                for errand in running:
                     errand.cancel()
                 injector.close()
+
+    @property
+    def _now_s(self) -> float:
+        return self._played_before_s + time.monotonic() - self._began_s
+
+    async def _tick(self) -> None:
+        while True:
+            self._clock_file.write_text(f"{self._now_s:.1f}")
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     @property
     def _version(self) -> int:
@@ -181,14 +197,14 @@ class Life:
         made = {line["number"] for line in read_lines(log)}
         due = (fault for fault in self._run.faults() if fault.number not in made)
         for fault in due:
-            if fault.kind is FaultKind.KILL_DRIVER or fault.at_s < self._run.now_s - 1:
-                continue  # another's to make, or it came while there was no driver
-            await asyncio.sleep(max(0.0, fault.at_s - self._run.now_s))
+            if fault.kind is FaultKind.KILL_DRIVER:
+                continue  # somebody else's to make
+            await asyncio.sleep(max(0.0, fault.at_s - self._now_s))
             try:
                 what = await injector.inject(fault)
             except (EngineError, RolloutError, OSError) as error:
                 what = f"not made: {error}"
-            line = {"number": fault.number, "kind": fault.kind.value, "at_s": self._run.now_s, "what": what}
+            line = {"number": fault.number, "kind": fault.kind.value, "at_s": self._now_s, "what": what}
             append_line(log, line)
 
     async def _watch(self) -> None:
