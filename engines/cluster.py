@@ -155,10 +155,12 @@ class EngineCluster:
         """Load new weights everywhere while no turn runs; old KV is never hit again, but by contexts that
         keep it (`keep_kv`).
 
-        An engine that fails meanwhile gets them when it is back. If all do, EngineFailed is raised and the
-        cluster stays paused: its engines no longer hold one version.
+        An engine that fails meanwhile gets them when it is back. If all do, EngineFailed is raised, and
+        another update is due. What else is raised leaves the cluster paused: its engines do not hold one
+        version.
         """
         await self.pause(deadline_s)
+        await self.supervisor.some_can_load(self._patience_s)
         async with self.supervisor.changing:
             holders = self.supervisor.that_can_load()
             async for bucket in buckets:
@@ -181,6 +183,7 @@ class EngineCluster:
                 await self.supervisor.watch.lose(name, f"it did not take the new weights: {answer}")
                 del parts[name]
                 if not parts and name != SCHEDULER:
+                    await self.resume()
                     raise answer
             elif isinstance(answer, BaseException):
                 raise answer
@@ -229,7 +232,8 @@ class EngineCluster:
     async def close(self) -> None:
         self.supervisor.close()
         for part in (*self.engines, *self.nodes.values(), self.scheduler):
-            await part.close()
+            with suppress(EngineFailed):  # it is dead, and the others are to be closed all the same
+                await part.close()
 
 
 async def start_cluster(spawn: Spawn, spec: ClusterSpec, restart: Restart | None = None) -> EngineCluster:

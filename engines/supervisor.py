@@ -101,6 +101,16 @@ class Supervisor:
             why = self.watch.health(name).why
             raise EngineFailed(f"{name} is not back after {deadline_s:.0f} s: {why}") from None
 
+    async def some_can_load(self, deadline_s: float) -> None:
+        """Return when there is an engine to load weights into; EngineFailed if there is none by the
+        deadline."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                while not self.that_can_load():  # noqa: ASYNC110 - asked once an update
+                    await asyncio.sleep(_LOOK_S)
+        if not self.that_can_load():
+            raise EngineFailed(f"no engine is there to take weights after {deadline_s:.0f} s")
+
     def that_can_load(self) -> dict[str, Any]:
         """Engines whose processes have joined: those that serve, and those that lack the current weights."""
         engines = self._joining.engines
@@ -156,10 +166,10 @@ class Supervisor:
         async with self.changing:
             assert self._restart is not None
             own = joining.engines_of(node_id)
-            for engine_id in own:
-                await self.watch.lose(engine_id, f"the memory of {node_id} is gone")
             ending = (self._restart(joining.engines[engine_id]) for engine_id in own)
             await asyncio.gather(self._fresh(joining.nodes[node_id], health), *ending)
+            for engine_id in own:
+                await self.watch.lose(engine_id, f"the memory of {node_id} is gone")
             await self._answered(node_id, joining.learn_node(node_id))
             others = (e for e in joining.prefill_engines if e not in own and self.watch.health(e).serves)
             await self._answered(node_id, joining.tell_of_node(node_id, others))

@@ -10,12 +10,13 @@ import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from engines.errors import EngineFailed
 from kvstore.block_record import record_bytes, record_header_bytes
-from kvstore.layout import PAGE_BYTES
+from kvstore.layout import PAGE_BYTES, BlockLayout
 from rollout.async_backend import AsyncRolloutBackend
 from rollout.chaos.schedule import Fault, FaultKind
 
@@ -26,6 +27,24 @@ _BALLAST = "ballast"
 _FULL_S = 3.0
 
 Update = Callable[[], Awaitable[None]]
+
+
+def flip_bits(store: Path, layout: BlockLayout, rng: random.Random) -> int:
+    """Flip a bit in some of the blocks that are stored now, also while they are read; in how many."""
+    num_flipped = 0
+    for path in sorted(store.glob("*.kv")):
+        with suppress(OSError), path.open("r+b") as file:  # it may be evicted meanwhile
+            for start in range(PAGE_BYTES, path.stat().st_size, record_bytes(layout)):
+                if rng.random() >= _FLIPPED_SHARE:
+                    continue
+                place = start + record_header_bytes(layout) + rng.randrange(layout.full_block_bytes)
+                file.seek(place)
+                byte = file.read(1)
+                if byte:  # else the block is not written yet
+                    file.seek(place)
+                    file.write(bytes([byte[0] ^ (1 << rng.randrange(8))]))
+                    num_flipped += 1
+    return num_flipped
 
 
 class Injector:
@@ -47,7 +66,9 @@ class Injector:
         verb, _, what = fault.kind.value.partition("_")
         match fault.kind:
             case FaultKind.CORRUPT_BLOCKS:
-                return await asyncio.to_thread(self._flip_bits, rng)
+                layout = self._backend.cluster.layout
+                num_flipped = await asyncio.to_thread(flip_bits, self._store, layout, rng)
+                return f"{num_flipped} bits in as many blocks" if num_flipped else None
             case FaultKind.FILL_DISK:
                 return await self._fill_disk() if self._fills_disk else None
             case FaultKind.UPDATE_WEIGHTS:
@@ -79,12 +100,13 @@ class Injector:
 
     def _parts(self, what: str) -> dict[str, Any]:
         cluster = self._backend.cluster
-        return {
+        by_kind: dict[str, dict[str, Any]] = {
             "engine": {**cluster.prefill_engines, **cluster.decode_engines},
-            "node": dict(cluster.nodes),
+            "node": {**cluster.nodes},
             "worker": {f"worker-{i}": worker for i, worker in enumerate(self._backend.workers)},
             "scheduler": {"scheduler": cluster.scheduler},
-        }[what]
+        }
+        return by_kind[what]
 
     def _go_on(self, pid: int) -> None:
         del self._stopped[pid]
@@ -92,25 +114,6 @@ class Injector:
             os.kill(pid, signal.SIGCONT)
         except ProcessLookupError:
             return  # it was ended meanwhile
-
-    def _flip_bits(self, rng: random.Random) -> str | None:
-        layout, flipped = self._backend.cluster.layout, 0
-        for path in sorted(self._store.glob("*.kv")):
-            try:
-                with path.open("r+b") as file:
-                    for start in range(PAGE_BYTES, path.stat().st_size, record_bytes(layout)):
-                        if rng.random() >= _FLIPPED_SHARE:
-                            continue
-                        place = start + record_header_bytes(layout) + rng.randrange(layout.full_block_bytes)
-                        file.seek(place)
-                        byte = file.read(1)
-                        if byte:
-                            file.seek(place)
-                            file.write(bytes([byte[0] ^ (1 << rng.randrange(8))]))
-                            flipped += 1
-            except OSError:
-                continue  # evicted meanwhile
-        return f"{flipped} bits in as many blocks" if flipped else None
 
     async def _fill_disk(self) -> str:
         def fill() -> int:

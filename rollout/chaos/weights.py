@@ -15,7 +15,8 @@ _STEP = 0.03
 @cache
 def model_of(path: str, version: int) -> PreTrainedModel:
     """The model at `version`; 0 is the one in the folder."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.train(False)
     if version:
         generator = torch.Generator().manual_seed(version)
         with torch.no_grad():

@@ -30,7 +30,7 @@ class Restartable:
         part, self._part = self._part, None
         for call in self._calls:
             call.cancel()
-        if part is not None:
+        if hasattr(part, "close"):
             await part.close()
 
     async def alive(self) -> int:
