@@ -125,7 +125,9 @@ class VllmRunner:
         self._sampling = SamplingParams(temperature=0, max_tokens=1)
         self._names = count()
         self._running: set[str] = set()
-        self._new_weights: list[tuple[str, Tensor]] = []
+        self._new_weights: dict[str, Tensor] = {}
+        self._held: dict[str, Tensor] = {}
+        """What was pushed last, in host memory."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,6 +186,13 @@ class VllmRunner:
         self.counts.decode += len(rows)
         return logits
 
+    def weight_sizes(self) -> dict[str, int]:
+        return {name: tensor.nbytes for name, tensor in self._held.items()}
+
+    def read_weights(self, names: Sequence[str]) -> list[NamedArray]:
+        """As they were pushed. Nothing until then: an engine that starts has the model's own."""
+        return [(name, self._held[name].numpy()) for name in names]
+
     def load_weights(self, bucket: Iterable[NamedArray]) -> None:
         experts = {name for name in map(_class_name, self._worker.get_model().modules()) if "MoE" in name}
         if experts:
@@ -191,13 +200,13 @@ class VllmRunner:
                 f"vLLM 0.32 does not take new weights of experts in place ({', '.join(sorted(experts))}): "
                 "what it computes afterwards is not what they say; train this model with engines=transformers"
             )
-        self._new_weights += [(name, torch.tensor(array)) for name, array in bucket]
+        self._new_weights.update((name, torch.tensor(array)) for name, array in bucket)
 
     def weights_loaded(self) -> None:
-        """vLLM fuses and repacks weights, so it wants all of a model's at once."""
+        """vLLM fuses and repacks weights: it wants all of a model at once, and what it was given is kept."""
         if self._new_weights:
-            self._worker.reload_weights(weights_iterator=iter(self._new_weights))
-            self._new_weights = []
+            self._worker.reload_weights(weights_iterator=iter(self._new_weights.items()))
+            self._held, self._new_weights = self._new_weights, {}
 
     def _forward(
         self, ids: Sequence[list[int]], computed: Sequence[int], pages: Sequence[tuple[int, ...]]

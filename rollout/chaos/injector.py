@@ -9,7 +9,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,11 @@ class Injector:
             self._go_on(pid)
         (self._store / _BALLAST).unlink(missing_ok=True)
 
-    def _parts(self, what: str) -> dict[str, Any]:
+    def _parts(self, what: str) -> Mapping[Any, Any]:
         cluster = self._backend.cluster
-        by_kind: dict[str, dict[str, Any]] = {
+        by_kind: dict[str, Mapping[Any, Any]] = {
             "engine": {**cluster.prefill_engines, **cluster.decode_engines},
-            "node": {**cluster.nodes},
+            "node": cluster.nodes,
             "worker": {f"worker-{i}": worker for i, worker in enumerate(self._backend.workers)},
             "scheduler": {"scheduler": cluster.scheduler},
         }
