@@ -13,6 +13,7 @@ updated: what "the current weights" are stands still meanwhile.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
@@ -25,6 +26,7 @@ from engines.health import PartHealth
 from engines.joining import Joining
 from engines.types import EngineId, EngineRole, NodeId
 
+logger = logging.getLogger(__name__)
 SCHEDULER = "scheduler"
 _BUCKET_BYTES = 64 << 20
 _LOOK_FOR_WEIGHTS_S = 1.0
@@ -100,6 +102,12 @@ class Supervisor:
         except TimeoutError:
             why = self.watch.health(name).why
             raise EngineFailed(f"{name} is not back after {deadline_s:.0f} s: {why}") from None
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether no engine serves, and some would if they were given weights: an update is due."""
+        serving = (engine_id for engine_id in self._joining.engines if self.watch.health(engine_id).serves)
+        return bool(self._lacking) and next(serving, None) is None
 
     async def some_can_load(self, deadline_s: float) -> None:
         """Return when there is an engine to load weights into; EngineFailed if there is none by the
@@ -214,10 +222,15 @@ class Supervisor:
     async def _enlist_with_weights(self, engine_id: EngineId) -> bool:
         """False while nobody holds the current weights: the engine is STALE until the next update."""
         async with self.changing:
-            self._lacking.discard(engine_id)
             if not await self._has_weights(engine_id):
+                if not self._lacking:
+                    logger.warning(
+                        "no engine holds weights version %d any more; none serves before the next update",
+                        self._joining.weights.version,
+                    )
                 self._lacking.add(engine_id)
                 return False
+            self._lacking.discard(engine_id)
             await self._answered(engine_id, self._joining.enlist_engine(engine_id))
             return True
 

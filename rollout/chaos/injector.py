@@ -98,11 +98,11 @@ class Injector:
             self._go_on(pid)
         (self._store / _BALLAST).unlink(missing_ok=True)
 
-    def _parts(self, what: str) -> Mapping[Any, Any]:
+    def _parts(self, what: str) -> dict[str, Any]:
         cluster = self._backend.cluster
-        by_kind: dict[str, Mapping[Any, Any]] = {
-            "engine": {**cluster.prefill_engines, **cluster.decode_engines},
-            "node": cluster.nodes,
+        by_kind: dict[str, dict[str, Any]] = {
+            "engine": _named(cluster.prefill_engines) | _named(cluster.decode_engines),
+            "node": _named(cluster.nodes),
             "worker": {f"worker-{i}": worker for i, worker in enumerate(self._backend.workers)},
             "scheduler": {"scheduler": cluster.scheduler},
         }
@@ -128,3 +128,7 @@ class Injector:
         await asyncio.sleep(_FULL_S)
         (self._store / _BALLAST).unlink(missing_ok=True)
         return f"{filled >> 10} KiB for {_FULL_S:.0f} s"
+
+
+def _named(parts: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name): part for name, part in parts.items()}

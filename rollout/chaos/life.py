@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import EngineError
-from engines.health import Health
 from rollout.async_backend import AsyncRolloutBackend
 from rollout.chaos.environment import talk_tasks
 from rollout.chaos.injector import Injector
@@ -219,11 +218,8 @@ class Life:
 
     async def _nurse(self) -> None:
         """Push weights again where no engine is left that holds them, as whoever trains would."""
-        engines = self._backend.cluster.prefill_engines | self._backend.cluster.decode_engines
         while True:
-            ailing = self._backend.cluster.supervisor.watch.ailing
-            states = [ailing.get(engine_id, Health.HEALTHY) for engine_id in engines]
-            if Health.STALE in states and not {Health.HEALTHY, Health.SUSPECT} & set(states):
+            if self._backend.cluster.supervisor.needs_weights:
                 with suppress(EngineError, RolloutError):
                     await self._update()
             await asyncio.sleep(1.0)
