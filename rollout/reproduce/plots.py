@@ -13,6 +13,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from rollout.reproduce.report import number
+
 _TOLD, _NEAR, _FAR = "#3f7fbf", "#1b9e77", "#b2182b"
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -58,7 +60,7 @@ def _compared(row: str, compared: Sequence[Mapping[str, Any]]) -> Figure:
         colour = {True: _NEAR, False: _FAR, None: _TOLD}[each["met"]]
         axes.plot([ratio], [place], "o", color=colour, ms=6)
         axes.annotate(
-            f"{each['ours']:.3g} / {each['paper']:.3g}", (ratio, place), xytext=(7, -3),
+            f"{number(each['ours'])} / {number(each['paper'])}", (ratio, place), xytext=(7, -3),
             textcoords="offset points", fontsize=7,
         )  # fmt: skip
     axes.set_yticks(range(len(compared)), [f"{each['name']} ({each['paper_source']})" for each in compared])

@@ -27,7 +27,7 @@ def comparison_table(comparisons: Sequence[Comparison], *, quick: bool) -> Table
         table.add_row(
             f"  {each.name}",
             each.setup,
-            f"{_number(each.ours)} {each.unit}",
+            f"{number(each.ours)} {each.unit}",
             _paper(each),
             _goal(each),
             "" if quick else _MET[each.met],
@@ -37,16 +37,17 @@ def comparison_table(comparisons: Sequence[Comparison], *, quick: bool) -> Table
 
 def _paper(comparison: Comparison) -> str:
     paper = comparison.paper
-    return "" if paper is None else f"{_number(paper.value)} ({paper.source})"
+    return "" if paper is None else f"{number(paper.value)} ({paper.source})"
 
 
 def _goal(comparison: Comparison) -> str:
     if comparison.at_most is not None:
-        return f"<= {_number(comparison.at_most)}"
+        return f"<= {number(comparison.at_most)}"
     if comparison.paper is None or comparison.paper.tolerance is None:
         return ""
-    return f"+- {_number(comparison.paper.tolerance)}"
+    return f"+- {number(comparison.paper.tolerance)}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three digits, or whole thousands."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
