@@ -41,7 +41,7 @@ def attention_balance(bench: Bench) -> None:
         "cluster=2p1d",
         "engines.group_lockstep=true",
         scale=82,
-        time_scale=1.0,
+        time_scale=1.3,
     )
     runs = bench.replay("attention_balance", plan)
     _tell(bench, runs, COUNT, "attention_max_over_avg_count", NO_GOAL)

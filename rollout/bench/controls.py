@@ -14,7 +14,7 @@ def low_reuse(bench: Bench) -> None:
     agents = EqualAgents(agents=16, rounds=2, context_tokens=4_096, append_tokens=4_096, output_tokens=32)
     if bench.quick:
         agents = EqualAgents(agents=4, rounds=1, context_tokens=1_024, append_tokens=1_024, output_tokens=4)
-    _control(bench, "control_low_reuse", agents, time_scale=1.5)
+    _control(bench, "control_low_reuse", agents, time_scale=2.2)
 
 
 def one_agent(bench: Bench) -> None:

@@ -25,7 +25,7 @@ from rollout import __version__
 from rollout.bench.bench import Bench
 from rollout.bench.one_replay import CPU_LIMIT, Runner
 from rollout.bench.report import bench_report
-from rollout.bench.studies import STUDIES
+from rollout.bench.studies import ON_REQUEST, STUDIES
 
 RUN_DEADLINE_S = 180.0
 CANNOT_SHOW = (
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         conditions = _conditions(bench)
         try:
-            for name in options.only or STUDIES:
+            for name in options.only or [name for name in STUDIES if name not in ON_REQUEST]:
                 _study(name, bench)
                 conditions["seconds"] = round(time.monotonic() - started_s)
                 _write(options.json, findings, conditions, quick=options.quick)

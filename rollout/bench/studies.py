@@ -32,3 +32,5 @@ STUDIES: dict[str, Callable[[Bench], None]] = {
     "dram_tier": dram_tier,
     "tool_waits": tool_waits,
 }
+ON_REQUEST = ("agreement",)
+"""Only with `--only`: the whole has an hour, and these judge the simulator, not the paths."""
