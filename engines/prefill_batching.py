@@ -46,7 +46,7 @@ class PrefillBatching:
         if not self._is_layerwise and needed_bytes > self._hbm_bytes:
             raise RequestRefused(
                 f"the {job.prompt_tokens} prompt tokens of {job.placement.request_id} have {needed_bytes} "
-                f"bytes of KV, and a batch may have {self._hbm_bytes} in HBM; raise engines.prefill_hbm_bytes"
+                f"bytes of KV, and for a batch HBM holds {self._hbm_bytes}; raise engines.prefill_hbm_bytes"
                 + ("" if self._runner.paged else " or set engines.prefill_layerwise=true")
             )
 
