@@ -73,7 +73,7 @@ def test_eight_turns_through_the_dual_path_say_what_vllm_says_alone(model, tmp_p
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["outcomes"] == {"completed": 2}
+    assert summary["outcomes"]["completed"] == summary["num_trajectories"] == 2
     played = list(read_trajectories(tmp_path / "run" / "trajectories.parquet", 0))
     for trajectory in played:
         contexts = [turn * (APPEND + OUTPUT) for turn in range(TURNS)]
