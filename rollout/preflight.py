@@ -26,6 +26,8 @@ def check(config: RunConfig) -> ReplayPlan | None:
     """Raise UserError with one line for the first thing that cannot work; what a replay is about to do."""
     _check_tasks(config)
     _check_decision_log(config.scheduler.decision_log, overwrite=config.overwrite)
+    if config.engines.kind == "vllm":
+        _check_vllm()
     if config.engines.kind == "paced":
         _check_memory(config, 0)
     elif config.model.path is not None:
@@ -75,6 +77,16 @@ def _check_model(config: RunConfig, path: str) -> None:
             f"{config.task.max_context_tokens}"
         )
     _check_memory(config, model.num_parameters_bytes)
+
+
+def _check_vllm() -> None:
+    from engines.errors import VllmRefused
+    from engines.vllm.version import require_installed
+
+    try:
+        require_installed()
+    except VllmRefused as error:
+        raise UserError(str(error)) from error
 
 
 def _check_memory(config: RunConfig, model_bytes: int) -> None:

