@@ -28,6 +28,7 @@ Every setting is an override, key=value or group=choice:
   python -m rollout job=replay trace=my.csv              recorded agents played again, paced
   python -m rollout job=simulate trace=paper-64k         the same in virtual time, on a cluster of any size
   python -m rollout job=plan budget.nodes=6              how many of 6 nodes should be prefill nodes?
+  python -m rollout job=serve                            an OpenAI-compatible endpoint that records agents
   python -m rollout job=doctor                           what this machine offers, and what it lacks
   python -m rollout experiment=tiny_rl                   a tiny model learns to use its tool
   python -m rollout model.path=/path/to/a/model          your own causal LM
@@ -77,6 +78,14 @@ def _run(options: argparse.Namespace) -> int:
     from rollout.preflight import check
 
     replay = check(config)
+
+    if config.job == "serve":
+        from rollout.serve.extra import load_serving
+
+        load_serving()
+        from rollout.serve.job import run_serve
+
+        return run_serve(config, overrides)
 
     from rollout.job import run_job
 

@@ -44,6 +44,7 @@ from rollout.recovery import Recovery
 from rollout.replay_history import compute_histories, write_histories
 from rollout.replay_task import ReplayTask
 from rollout.resumption import StartWeights
+from rollout.serve.config import ServeConfig
 from rollout.serve.extra import load_serving
 from rollout.submitted import Submitted
 from rollout.tasks import Task
@@ -320,20 +321,22 @@ class AsyncRolloutBackend:
 
     def serve(
         self,
+        config: ServeConfig | None = None,
         *,
         on_ended: Callable[[Trajectory], None] | None = None,
         listener: socket.socket | None = None,
     ) -> AbstractAsyncContextManager[Endpoint]:
-        """Inside, an OpenAI-compatible endpoint for agents that run elsewhere, as `serve` of the
-        configuration says.
+        """Inside, an OpenAI-compatible endpoint for agents that run elsewhere.
 
-        `on_ended` is given the trajectory of every session, once. `listener`: a port taken before. Raises
-        UserError if the port cannot be had, or without the extra `serve`.
+        `config`: None is `serve` of the configuration. `on_ended` is given the trajectory of every session,
+        once. `listener`: a port taken before. Raises UserError if the port cannot be had, or without the
+        extra `serve`.
         """
         if self._model is None:
             raise UserError("paced engines have no text to serve; use engines=transformers")
+        served = self._config if config is None else replace(self._config, serve=config)
         engines = self._cluster.client_parts().client()
-        return load_serving()(self, engines, self._model, self._config, on_ended=on_ended, listener=listener)
+        return load_serving()(self, engines, self._model, served, on_ended=on_ended, listener=listener)
 
     # -- figures -------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from rollout.controller import Running
 from rollout.errors import RolloutError
 from rollout.metrics import KVBytes
 from rollout.pulled import Pulled
+from rollout.serve.config import ServeConfig
 from rollout.tasks import Task
 from rollout.types import Trajectory
 
@@ -89,12 +90,14 @@ class RolloutBackend:
         self._call(self._backend.abort(trajectory_id))
 
     @contextmanager
-    def serve(self, *, on_ended: Callable[[Trajectory], None] | None = None) -> Iterator[BlockingEndpoint]:
+    def serve(
+        self, config: ServeConfig | None = None, *, on_ended: Callable[[Trajectory], None] | None = None
+    ) -> Iterator[BlockingEndpoint]:
         """Inside, an OpenAI-compatible endpoint for agents that run elsewhere; see AsyncRolloutBackend.
 
         `on_ended` is called on the backend's thread.
         """
-        serving = self._backend.serve(on_ended=on_ended)
+        serving = self._backend.serve(config, on_ended=on_ended)
         from rollout.serve.blocking import BlockingEndpoint
 
         endpoint = self._call(_enter(serving))

@@ -98,7 +98,7 @@ async def _run(config: RunConfig, overrides: Sequence[str], replay: ReplayPlan |
             job=config.job,
             seed=config.seed,
             timing_s=desk.timing_s,
-            versions=_versions(),
+            versions=versions(),
             replay=desk.replay_figures,
             resumed=desk.resumed,
         )
@@ -381,6 +381,7 @@ def _tasks(config: RunConfig) -> list[Task]:
     return load_tasks(Path(config.task.path or bundled_tasks_path(environment)), environment)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this project and of what it runs on."""
     own = {"dualpath-rollout": __version__, "python": platform.python_version()}
     return own | {name: version(name) for name in _PACKAGES}

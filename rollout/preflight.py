@@ -42,7 +42,7 @@ def check(config: RunConfig) -> ReplayPlan | None:
 def _check_tasks(config: RunConfig) -> None:
     """The task file is good, its environments can be imported, a sandbox can be started if one is needed."""
     environment = config.task.environment
-    if config.job == "replay" or (config.task.path is None and environment == "chain_arithmetic"):
+    if config.job in ("replay", "serve") or (config.task.path is None and environment == "chain_arithmetic"):
         return
     tasks = load_tasks(Path(config.task.path or bundled_tasks_path(environment)), environment)
     if True in {needs_sandbox(task) for task in tasks}:
@@ -71,7 +71,7 @@ def _check_model(config: RunConfig, path: str) -> None:
         model = inspect_model(path)
     except ModelUnsupported as error:
         raise UserError(str(error)) from error
-    if config.job != "replay" and config.task.max_context_tokens > model.max_context_tokens:
+    if config.job not in ("replay", "serve") and config.task.max_context_tokens > model.max_context_tokens:
         raise UserError(
             f"task.max_context_tokens must be at most the model's {model.max_context_tokens}, got "
             f"{config.task.max_context_tokens}"

@@ -7,6 +7,7 @@
               trajectories.parquet   every trajectory (trajectories.parts/ while the run is going)
               journal/               every finished turn, for `resume`
               stalls.txt             who waited where, if nothing moved for a while
+              serve_token            what clients of job=serve bring, where one was drawn
               summary.json           written last: a folder that has it holds a finished run
               wandb/ kvstore/ checkpoints/
               model/                 the tiny model, where the run makes its own
@@ -48,6 +49,7 @@ ALL_NAMES = (
     *RESULTS,
     "config.yaml",
     "overrides.json",
+    "serve_token",
     "stalls.txt",
     "trace.json",
     "model",

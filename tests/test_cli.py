@@ -65,7 +65,7 @@ def test_help_names_every_group_with_its_choices(tmp_path):
         "ssd",
         "smoke | tiny_rl",
         "wandb_offline | wandb_online",
-        "doctor | plan | replay | rollout | simulate | train",
+        "doctor | plan | replay | rollout | serve | simulate | train",
     ):
         assert choice in text
 
@@ -82,7 +82,7 @@ def test_cfg_prints_the_overridden_configuration(tmp_path):
     [
         (["task.grop_size=3"], ["task.grop_size", "task.group_size"]),
         (["seed=soon"], ["seed", "soon", "integer"]),
-        (["job=sleep"], ["job=sleep", "doctor, plan, replay, rollout, simulate, train"]),
+        (["job=sleep"], ["job=sleep", "doctor, plan, replay, rollout, serve, simulate, train"]),
         (["kvstore=tape"], ["kvstore=tape", "ssd"]),
         (["task.group_size"], ["task.group_size", "key=value"]),
         (["--frobnicate"], ["--frobnicate", "--help"]),

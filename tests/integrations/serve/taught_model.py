@@ -1,4 +1,4 @@
-"""A tiny model that knows a few conversations by heart, so that a test's agent gets real calls from real tokens."""
+"""A tiny model that knows a few conversations by heart, so that an agent gets real calls from real tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ TEMPLATE = (
     "{% if tools %}<|im_start|>system\n"
     "{% if messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}# Tools\n"
     "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n"
-    "{% elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
+    "{% elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n"
+    "{% endif %}"
     "{% for m in messages %}"
     "{% if m.role == 'assistant' %}<|im_start|>assistant\n{{ m.content }}"
     "{% for call in m.tool_calls or [] %}{% if m.content or not loop.first %}\n{% endif %}<tool_call>\n"
     '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
     "{% endfor %}<|im_end|>\n"
-    "{% elif m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response><|im_end|>\n"
-    "{% elif m.role == 'user' or not loop.first %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
+    "{% elif m.role == 'tool' %}"
+    "<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response><|im_end|>\n"
+    "{% elif m.role == 'user' or not loop.first %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """In the manner of Qwen: it tells of tools, of calls and of their results."""
@@ -36,8 +39,8 @@ class Lesson:
     opening: tuple[Message, ...]
     tools: tuple[ToolSchema, ...]
     turns: tuple[str, ...]
-    replies: tuple[tuple[Message, ...], ...]
-    """Between the turns."""
+    result: str = ""
+    """What the tool gives between two turns."""
 
 
 def teach(model_dir: Path, folder: Path, lessons: Sequence[Lesson]) -> Path:
@@ -58,7 +61,8 @@ def teach(model_dir: Path, folder: Path, lessons: Sequence[Lesson]) -> Path:
         labels = [-100] * len(ids)
         for turn, said in enumerate(lesson.turns):
             said_ids = tokenizer.encode(said + "<|im_end|>", add_special_tokens=False)
-            heard = speech.reply(lesson.replies[turn], ended=True) if turn < len(lesson.replies) else []
+            last = turn + 1 == len(lesson.turns)
+            heard = [] if last else speech.reply((Message("tool", lesson.result),), ended=True)
             ids += said_ids + heard
             labels += said_ids + [-100] * len(heard)
         rows.append((torch.tensor([ids]), torch.tensor([labels])))
@@ -66,13 +70,14 @@ def teach(model_dir: Path, folder: Path, lessons: Sequence[Lesson]) -> Path:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(_MOST_STEPS):
-        losses = [model(input_ids=ids, labels=labels).loss for ids, labels in rows]
-        if max(float(loss) for loss in losses) < _KNOWN_LOSS:
+        losses = torch.stack([model(input_ids=ids, labels=labels).loss for ids, labels in rows])
+        worst = float(losses.detach().max())
+        if worst < _KNOWN_LOSS:
             break
         optimiser.zero_grad()
-        sum(losses).backward()
+        losses.sum().backward()
         optimiser.step()
     else:
-        raise AssertionError(f"the tiny model did not learn its lessons: loss {float(max(losses)):.3f}")
+        raise AssertionError(f"the tiny model did not learn its lessons: loss {worst:.3f}")
     model.save_pretrained(folder)
     return folder
