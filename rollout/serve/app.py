@@ -185,10 +185,13 @@ class Routes:
 
 def make_app(routes: Routes) -> FastAPI:
     """The application of these routes; clients pass the Gate before it."""
-    app = FastAPI(title="dualpath-rollout", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="dualpath-rollout", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(RequestValidationError, _told_invalid)
     app.add_exception_handler(HTTPException, _told_http)
+    app.add_exception_handler(Exception, _told_unforeseen)
     get, post = {"methods": ["GET"]}, {"methods": ["POST"]}
     stream = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
     chat = {"response_model": wire.ChatAnswer, "responses": {**_ERRORS, 200: stream}, **post}
@@ -240,6 +243,13 @@ async def _told_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     told = ApiError(error.status_code, str(error.detail), code="http")
     return JSONResponse(told.body(), told.status, error.headers)
+
+
+async def _told_unforeseen(request: Request, error: Exception) -> Response:
+    """The server logs it."""
+    return await _told(
+        request, ApiError(500, f"an error of the endpoint's own ({type(error).__name__}); see its log")
+    )
 
 
 async def _with_first(first: bytes, told: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

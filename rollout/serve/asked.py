@@ -154,6 +154,7 @@ def _numbered(message: ChatMessage) -> enumerate[Call]:
 def _call(where: str, call: Call) -> ToolCall:
     try:
         arguments = json.loads(call.function.arguments or "{}")
+        json.dumps(arguments, ensure_ascii=False).encode()  # half a character is no text
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engines.errors import EngineError, PlacementTimeout, RequestRefused, TurnFailed
+from rollout.errors import RolloutError
 
 BUSY_AGAIN_S = 1
 """When a client that found the endpoint busy should come back."""
@@ -17,7 +18,7 @@ _TYPES = {
 }
 
 
-class ApiError(Exception):
+class ApiError(RolloutError):
     """A request that ends in an error; one line says what was wrong and what to do."""
 
     def __init__(

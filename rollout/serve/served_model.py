@@ -125,3 +125,5 @@ def _tellable(tell: Callable[[], T]) -> T:
         return tell()
     except PromptFormatError as error:
         raise ApiError(400, str(error), param="messages") from error
+    except RecursionError as error:
+        raise ApiError(400, "what a call is given is nested too deeply", param="messages") from error

@@ -61,6 +61,9 @@ class Cluster:
     absent_parts: frozenset[str] = frozenset()
     news: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    more: deque[list[int]] = field(default_factory=deque)
+    """What the decode engine tells whoever follows a turn; it ends the turn when all is told."""
+    all_told: asyncio.Event = field(default_factory=asyncio.Event)
     safe_nodes: list[frozenset[NodeId]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     """Calls that end an attempt, in order."""
@@ -150,14 +153,25 @@ class PrefillSide:
 @dataclass
 class DecodeSide:
     cluster: Cluster
+    told: list[list[int]] = field(default_factory=list)
 
     async def generate(self, request_id: RequestId) -> GenerateResult:
         if self.cluster.decode_stops and len(self.cluster.requests) == 1:
             self.cluster.set_absent("d", "dn")
             await asyncio.Event().wait()
+        if self.cluster.more:
+            await self.cluster.all_told.wait()
         answer = self.cluster.answer(self.cluster.decode_script)
         assert isinstance(answer, GenerateResult)
         return answer
+
+    async def generated(self, request_id: RequestId, seen: int, wait_s: float) -> array[int] | None:
+        assert seen == 1 + sum(map(len, self.told))
+        if not self.cluster.more:
+            self.cluster.all_told.set()
+            return None
+        self.told.append(self.cluster.more.popleft())
+        return array("i", self.told[-1])
 
     async def abort(self, request_id: RequestId) -> None:
         await self.cluster.aborted("decode", request_id)
@@ -224,6 +238,24 @@ def test_times_are_taken_where_the_caller_stands_and_phases_sum_to_them() -> Non
     assert (result.ttft_s, result.ttst_s, result.duration_s) == (2.0, 2.25, 3.0)
     assert result.tpot_s == 0.5
     assert result.phases == PhaseSeconds(queue=0.5, buffer_wait=0.25, prefill=0.5, decode=0.75, other=1.0)
+
+
+def test_whoever_follows_a_turn_hears_of_its_tokens_as_they_come() -> None:
+    cluster = Cluster(
+        deque([first(5)]),
+        deque([generated(5, 6, 7, 8)]),
+        more=deque([[6], [], [7, 8]]),
+        hit_tokens=deque([0]),
+    )
+    heard: list[list[int]] = []
+
+    async def follow() -> TurnResult:
+        client = cluster.client()
+        with client.following(RequestId("turn"), lambda token_ids: heard.append(list(token_ids))):
+            return await turn(client)
+
+    assert list(asyncio.run(follow()).token_ids) == [5, 6, 7, 8]
+    assert heard == [[5], [5, 6], [5, 6, 7, 8]]
 
 
 # Attempts ---------------------------------------------------------------------------------------

@@ -120,6 +120,29 @@ def test_a_turn_that_only_fits_scattered_blocks_decodes_the_same_tokens(
     assert sum(min(newcomers) < block < max(newcomers) for block in others) >= 6
 
 
+# Following ------------------------------------------------------------------------------------------
+
+
+def test_a_turn_is_followed_token_by_token_until_it_ends(model_path: str, tmp_path: Path) -> None:
+    heard: list[list[int]] = []
+
+    async def run() -> TurnResult:
+        async with running_cluster(cluster_spec(model_path, tmp_path)) as cluster:
+            client = cluster.client_parts().client()
+            with client.following(RequestId("followed"), lambda token_ids: heard.append(list(token_ids))):
+                result = await take_turn(
+                    client, client.open_context(), "followed", SamplingParams(max_tokens=30), 20
+                )
+            (decode,) = cluster.decode_engines.values()
+            assert await decode.generated(RequestId("followed#1"), 1, PATIENCE_S) is None
+            return result
+
+    result = list(asyncio.run(run()).token_ids)
+    assert len(heard) > 1
+    assert [len(told) for told in heard] == sorted({len(told) for told in heard})
+    assert all(told == result[: len(told)] for told in heard)
+
+
 # Persisting -------------------------------------------------------------------------------------
 
 

@@ -80,13 +80,12 @@ def test_random_numbers_lie_evenly_in_zero_to_one() -> None:
     assert all(abs(tenths[tenth] - 1000) < 150 for tenth in range(10))
 
 
-def test_the_requests_own_seed_stands_in_for_the_jobs() -> None:
-    logits_V = torch.zeros(1000)
-    own = draw(logits_V, replace(PLAIN, seed=5))
-    job = sample(logits_V[None], [SampleSpec(RequestId("r"), 0, PLAIN, 5)])[0]
-    assert own == job
+def test_a_requests_own_seed_decides_alone() -> None:
+    logits_V, seeded = torch.zeros(1000), replace(PLAIN, seed=5)
+    own = draw(logits_V, seeded)
+    assert own == sample(logits_V[None], [SampleSpec(RequestId("another"), 0, seeded, 77)])[0]
     assert own != draw(logits_V, PLAIN)
-    assert draw(logits_V, replace(PLAIN, seed=0)) != draw(logits_V, PLAIN)
+    assert draw(logits_V, replace(PLAIN, seed=0)) not in (own, draw(logits_V, PLAIN))
 
 
 # Tokens -----------------------------------------------------------------------------------------

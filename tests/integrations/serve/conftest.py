@@ -22,7 +22,7 @@ OVERRIDES = (
     "ray.agent_workers=1",
     "sampling.max_tokens=96",
     "task.max_context_tokens=1536",
-    "engines.start_deadline_s=200",
+    "engines.start_deadline_s=600",
     *SERVE,
 )
 
