@@ -181,7 +181,7 @@ def test_the_configuration_is_frozen_and_slotted():
         (["task.wall_time_s=inf"], ["task.wall_time_s", "finite", "inf"]),
         (["seed=null"], ["seed", "integer", "null"]),
         (["num_agents=0"], ["num_agents", ">= 1", "0"]),
-        (["job=sleep"], ["job=sleep", "doctor, plan, replay, rollout, simulate, train"]),
+        (["job=sleep"], ["job=sleep", "doctor, plan, replay, rollout, serve, simulate, train"]),
         (["kvstore=tape"], ["kvstore=tape", "ssd"]),
         (["transport=pigeon"], ["transport=pigeon", "auto, nixl, shm, tcp, verbs"]),
         (["experiment=none"], ["experiment=none", "smoke, tiny_rl"]),
