@@ -112,7 +112,8 @@ def assert_as_transformers(path: str, rows: Sequence[PrefillRow], results: Seque
 @pytest.mark.parametrize("name", NAMES)
 def test_chunks_give_the_tokens_of_one_piece(name: str, read_plan: Any, tmp_path: Path) -> None:
     path = str(save_tiny_model(name, tmp_path / "model"))
-    whole, figures, _ = asyncio.run(turns(cluster_spec(path, tmp_path / "whole"), Parts()))
+    uncut = with_scheduler(cluster_spec(path, tmp_path / "whole"), batching="count")
+    whole, figures, _ = asyncio.run(turns(uncut, Parts()))
     assert figures["cut_rows"] == 0
     assert len({turn.hit_tokens for turn in whole}) > 4
     for limit in (BLOCK, 5 * BLOCK):

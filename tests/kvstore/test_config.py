@@ -16,6 +16,8 @@ from tests.kvstore.kv_blocks import SMALL
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "kvstore").glob("*.yaml"))
 KINDS = {"ssd", "3fs", "mooncake"}
+OVER = {"vllm"}
+"""Not a kind: what the connector puts over one."""
 SHIPPED = next(path for path in FILES if path.stem == "ssd")
 
 
@@ -30,8 +32,8 @@ def load(path):
 
 
 def test_each_kind_has_its_file_named_after_it():
-    assert {path.stem for path in FILES} == KINDS
-    assert all(load(path).kind == path.stem for path in FILES)
+    assert {path.stem for path in FILES} == KINDS | OVER
+    assert all(load(path).kind == path.stem for path in FILES if path.stem in KINDS)
 
 
 def test_the_shipped_ssd_opens_a_directory(staging, tmp_path):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -174,8 +175,10 @@ def test_a_machine_whose_kernel_refuses_namespaces_is_refused_in_its_words(
 ) -> None:
     script = tmp_path / "bwrap"
     script.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
-    for path in (script, tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        path.chmod(0o755)
+    script.chmod(0o755)
+    for folder in tmp_path.parents[: tmp_path.parents.index(Path(tempfile.gettempdir()))]:
+        folder.chmod(0o755)
+    tmp_path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(SandboxUnavailable, match="No permissions to create new namespace"):
         check_sandbox(SMALL)
