@@ -104,6 +104,10 @@ async def play_with_fault(backend: AsyncRolloutBackend, tasks, fault: signal.Sig
     """The first decode engine is hit as soon as it runs a turn; it may go on once all is over."""
     engine_id, engine = next(iter(backend.cluster.decode_engines.items()))
     pid = await engine.alive()
+    while True:
+        if not (await engine.figures())["running"]:  # of what a fault before this one left
+            break
+        await asyncio.sleep(0.005)
 
     async def strike() -> None:
         while True:
