@@ -20,7 +20,7 @@ def test_every_address_at_once_may_not(listen):
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match=r"kind must be one of auto, shm, tcp, verbs; got 'pigeon'"):
+    with pytest.raises(ValueError, match=r"kind must be one of auto, shm, tcp, verbs, nixl; got 'pigeon'"):
         TransportConfig("pigeon", "127.0.0.1", None, None, None)
 
 
