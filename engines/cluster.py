@@ -167,6 +167,7 @@ class EngineCluster:
                 await self._by_all(holders, "load_weights", bucket)
             await self._by_all(holders, "set_weights", weights)
             self._joining.weights = weights
+            self.supervisor.have_taken(holders)
             scheduler = {SCHEDULER: self.scheduler}
             await self._by_all(scheduler, "set_weights", weights, keep_kv=self.spec.keep_kv)
         await self.resume()

@@ -409,8 +409,10 @@ class Scheduler:
         """Engines hold `weights` now: what was keyed with others is never hit again.
 
         With `keep_kv` contexts that began under others keep what those made: it stays for as long as somebody
-        has asked for it since the update before.
+        has asked for it since the update before. The same weights once more change nothing.
         """
+        if weights == self._weights:
+            return
         self._older = (self._older | {self._weights.weights_id}) & self._asked_for if keep_kv else set()
         self._asked_for = set()
         self._weights = weights

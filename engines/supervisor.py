@@ -125,6 +125,10 @@ class Supervisor:
         fit = (e for e in engines if self.watch.health(e).serves or e in self._lacking)
         return {engine_id: engines[engine_id] for engine_id in fit}
 
+    def have_taken(self, engine_ids: Collection[str]) -> None:
+        """These hold the current weights now; those that were STALE will serve in a moment."""
+        self._lacking.difference_update(engine_ids)
+
     def close(self) -> None:
         self.watch.close()
 

@@ -305,6 +305,22 @@ class AsyncRolloutBackend:
                 self._config.task.turn_deadline_s,
             )
 
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the engines that held the weights of the last update were lost, all at once. Turns wait for
+        `restore_weights` then, as long as their deadlines let them."""
+        return self._cluster.supervisor.needs_weights
+
+    async def restore_weights(self, weights: NamedTensors) -> None:
+        """Give the weights of the last update again, to engines that need them; turns go on, and their KV is
+        hit as before.
+
+        Raises EngineFailed if all engines are lost meanwhile: then it is due again.
+        """
+        await self._cluster.update_weights(
+            self.weights, self._shared(buckets(weights, _BUCKET_BYTES)), self._config.task.turn_deadline_s
+        )
+
     async def pause(self) -> None:
         """Start no further turn; returns when the running ones are through."""
         await self._cluster.pause(self._config.task.turn_deadline_s)

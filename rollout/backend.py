@@ -112,11 +112,17 @@ class RolloutBackend:
         `weights` is iterated on the caller's thread, whose collectives and CUDA device it may need.
         """
         pulled = Pulled(weights)
-        updating = self._begin(self._backend.update_weights(version, pulled))
-        updating.add_done_callback(pulled.stop)
-        with _cancelled_on_error(updating):
-            pulled.serve()
-            updating.result()
+        self._hand_out(pulled, self._backend.update_weights(version, pulled))
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the engines that held the weights of the last update were lost, all at once."""
+        return self._backend.needs_weights
+
+    def restore_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+        """Give the weights of the last update again; see AsyncRolloutBackend, and update_weights."""
+        pulled = Pulled(weights)
+        self._hand_out(pulled, self._backend.restore_weights(pulled))
 
     def pause(self) -> None:
         """Start no further turn; returns when the running ones are through."""
@@ -147,6 +153,14 @@ class RolloutBackend:
         future = self._begin(coroutine)
         with _cancelled_on_error(future):
             return future.result()
+
+    def _hand_out(self, pulled: Pulled[Any], taking: Coroutine[Any, Any, None]) -> None:
+        """Iterate on this thread for `taking`, until it is done."""
+        future = self._begin(taking)
+        future.add_done_callback(pulled.stop)
+        with _cancelled_on_error(future):
+            pulled.serve()
+            future.result()
 
     def _begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         if not self._thread.is_alive():

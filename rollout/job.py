@@ -11,16 +11,17 @@ its first start to its last finish; starting, training and pushing weights are t
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from engines.errors import EngineError, KVDamaged
+from engines.errors import EngineError, EngineFailed, KVDamaged
 from engines.types import EngineRole
 from kvstore.errors import KvStoreError
 from rollout import __version__
@@ -52,9 +53,11 @@ from rollout.trainer_group import TrainerGroup
 from rollout.types import Trajectory
 from rollout.warm_start import WarmStartProgress, warm_start
 
+logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed")
 _NUM_GENERATED_TASKS = 4096
 _PROGRESS_EVERY_S = 0.5
+_LOOK_FOR_WEIGHTS_S = 1.0
 
 
 def run_job(config: RunConfig, overrides: Sequence[str] = (), replay: ReplayPlan | None = None) -> int:
@@ -218,7 +221,8 @@ async def _run_steps(desk: _Desk, backend: AsyncRolloutBackend, trainer: Trainer
     with TrajectoryWriter(desk.run_dir.trajectories, first_step) as writer:
         for step in range(first_step, desk.num_train_steps + 1):
             chosen = step_tasks(tasks, step, desk.config.task.prompts_per_step, desk.config.seed)
-            trajectories = await _rollout(desk, backend, step, chosen, writer)
+            async with _weights_kept(backend, trainer):
+                trajectories = await _rollout(desk, backend, step, chosen, writer)
             if trainer is not None and step < desk.num_train_steps:
                 await _train(desk, backend, trainer, step, trajectories)
 
@@ -303,6 +307,27 @@ async def _rollout(
     figures |= backend.health_figures()
     desk.monitor.log(series(summary) | figures, step=step)
     return done
+
+
+@asynccontextmanager
+async def _weights_kept(backend: AsyncRolloutBackend, trainer: TrainerGroup | None) -> AsyncIterator[None]:
+    """Inside, the trainer gives its weights again whenever no engine is left that holds them."""
+    keeping = asyncio.create_task(_keep_weights(backend, trainer)) if trainer is not None else None
+    try:
+        yield
+    finally:
+        if keeping is not None:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
+
+async def _keep_weights(backend: AsyncRolloutBackend, trainer: TrainerGroup) -> None:
+    while True:
+        if backend.needs_weights:
+            logger.warning("pushing weights version %d again", backend.weights_version)
+            with suppress(EngineFailed):  # lost again meanwhile: then it is due again
+                await backend.restore_weights(trainer.weights())
+        await asyncio.sleep(_LOOK_FOR_WEIGHTS_S)
 
 
 @asynccontextmanager

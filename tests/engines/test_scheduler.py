@@ -423,6 +423,21 @@ def test_a_weight_update_refuses_who_waits_and_forgets_the_old_blocks() -> None:
     on_a_bench(play)
 
 
+def test_the_same_weights_once_more_refuse_nobody_and_forget_nothing() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.store(keys_of(0, 12))
+        await bench.scheduler.pause(5)
+        waiting = bench.submit(turn("t", 14))
+        await settle()
+        await bench.scheduler.set_weights(WEIGHTS)
+        await bench.scheduler.resume()
+        placement = await asyncio.wait_for(waiting, 5)
+        assert placement.hit_tokens == 12
+        await bench.end(placement)
+
+    on_a_bench(play)
+
+
 def test_what_is_said_of_old_weights_after_the_update_is_dropped() -> None:
     async def play(bench: Bench) -> None:
         await bench.scheduler.set_weights(NEXT_WEIGHTS)

@@ -20,8 +20,9 @@ from tests.rollout.test_backend import TOLERANCE, config_for, sampled, teacher_l
 
 pytestmark = pytest.mark.ray
 TASKS = [Task(f"task-{i}", f"{i} and {i} more. How many?", str(2 * i)) for i in range(12)]
-VICTIMS = (("decode-0-0", "worker-0", "scheduler"), ("prefill-0",))
-"""At once, and after they are back, as a node takes its engines with it: one engine must hold the weights."""
+VICTIMS = (("decode-0-0", "worker-0", "scheduler"), ("prefill-0", "decode-0-0"))
+"""Those that go together. First an engine is left that gives the current weights to the other; then, as a
+node takes its engines with it, none."""
 STOPPED = "worker-0"
 """Only stopped, so that it must be ended first."""
 BACK_DEADLINE_S = 500.0
@@ -52,7 +53,7 @@ def test_every_process_may_be_killed_and_all_come_back_with_the_current_weights(
             async with aclosing(backend.stream(TASKS)) as trajectories:
                 async for trajectory in trajectories:
                     found.append(trajectory)
-                    killing = killing or asyncio.create_task(kill(backend))
+                    killing = killing or asyncio.create_task(kill(backend, model))
             assert killing is not None
             await killing
             assert sorted(t.trajectory_id for t in found) == sorted(
@@ -69,15 +70,21 @@ def test_every_process_may_be_killed_and_all_come_back_with_the_current_weights(
     asyncio.run(run())
 
 
-async def kill(backend: AsyncRolloutBackend) -> None:
-    """End a process of each kind while others wait for it; returns when all are back."""
+async def kill(backend: AsyncRolloutBackend, model: Any) -> None:
+    """End processes of each kind while others wait for them; returns when all are back. Who trains the model
+    pushes it once more when no engine is left that holds it."""
     cluster = backend.cluster
     parts: dict[str, Any] = {**cluster.nodes, **cluster.prefill_engines, **cluster.decode_engines}
     parts |= {"scheduler": cluster.scheduler, "worker-0": backend.workers[0]}
     watch = cluster.supervisor.watch
+    num_restored = 0
     async with asyncio.timeout(BACK_DEADLINE_S):
         for names in VICTIMS:
             for name in names:
                 os.kill(await parts[name].alive(), signal.SIGSTOP if name == STOPPED else signal.SIGKILL)
-            while watch.absent or not all(watch.health(name).num_restarts for name in names):  # noqa: ASYNC110
+            while watch.absent or not all(watch.health(name).num_restarts for name in names):
+                if backend.needs_weights:
+                    await backend.restore_weights(model.named_parameters())
+                    num_restored += 1
                 await asyncio.sleep(0.2)
+    assert num_restored == 1
