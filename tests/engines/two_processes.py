@@ -8,7 +8,7 @@ This process has the scheduler, the client, and the prefill node with its engine
 node with its engine. There is no Ray: calls between the two are pickled messages on a pair of sockets, in
 which a part (engine, node, scheduler) is named and the other side calls it back. KV goes by the transport
 alone. The child is forked when torch is imported, as that takes longest where a processor is emulated; what
-transformers would import besides, for want of nothing that is used here, is left out.
+it and transformers would import for want of nothing that is used here is left out.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tests.engines.left_out import leave_out
+
 NUM_TURNS = 4
 DEVICES = Path("/sys/class/infiniband")
 HERE, THERE = ("rxe0", "rxe1") if (DEVICES / "rxe1").exists() else (None, None)
 """Devices of the two processes; in the guest what they exchange crosses a cable. None: the best there is."""
-UNUSED = ("accelerate", "deepspeed")
-"""Packages that transformers does without where they are not installed: a fifth of all modules."""
 FACTORY = "factory"
 LENGTH_BYTES = 8
 
@@ -233,7 +233,7 @@ def num_packets() -> dict[str, int]:
 
 
 def main(transports: list[str]) -> None:
-    sys.modules.update(dict.fromkeys(UNUSED))  # type: ignore[arg-type]
+    leave_out()
     for name in ("engines.processes", "engines.model.load", "tests.engines.tiny_models"):
         import_module(name)
     ours, theirs = socket.socketpair()

@@ -12,8 +12,10 @@ from kvstore.errors import TransferError
 from kvstore.traffic import TrafficClass
 from kvstore.transport import RegionHandle, TransferList, Transport
 
-PIECE_BYTES = 64 << 10
-PIECES = 4
+PIECE_BYTES = 8 << 10
+"""Small, as a piece's last packet asks for an acknowledgement: with 1 % of a link of some Mbit/s a piece must
+arrive well within the time after which its packets are sent again."""
+PIECES = 32
 LIST_BYTES = PIECES * PIECE_BYTES
 DEADLINE_S = 60.0
 POLL_S = 0.02
@@ -70,7 +72,8 @@ class Flow:
     def _write(self, place: int) -> None:
         memory = np.full(LIST_BYTES, place + 1, np.uint8)
         starts = np.arange(PIECES, dtype=np.int64) * PIECE_BYTES
-        moves = TransferList.equal(memory, starts, starts + place * LIST_BYTES, PIECE_BYTES)
+        # Backwards at the other end, as neighbours at both ends would be sent as one.
+        moves = TransferList.equal(memory, starts, starts[::-1] + place * LIST_BYTES, PIECE_BYTES)
         while not self._ending.is_set():
             try:
                 self._transport.write(self._region, [moves], self._traffic_class, DEADLINE_S)
