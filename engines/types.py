@@ -26,6 +26,10 @@ BlockId = NewType("BlockId", int)
 """A block's place in a decode engine's paged KV pool (its HBM)."""
 
 
+LEAST_TEMPERATURE = 0.001
+"""Of those above 0: logits that are divided by much less are no longer numbers."""
+
+
 class FinishReason(StrEnum):
     """Why a turn's generation ended."""
 
@@ -65,7 +69,12 @@ class SamplingParams:
     def __post_init__(self) -> None:
         checks = (
             (self.max_tokens >= 1, "max_tokens", ">= 1", self.max_tokens),
-            (self.temperature >= 0, "temperature", ">= 0", self.temperature),
+            (
+                self.temperature == 0 or self.temperature >= LEAST_TEMPERATURE,
+                "temperature",
+                f"0 or >= {LEAST_TEMPERATURE}",
+                self.temperature,
+            ),
             (0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p),
             (self.top_k >= 0, "top_k", ">= 0", self.top_k),
             (0 <= self.min_p <= 1, "min_p", "in [0, 1]", self.min_p),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engines.sampling import Sampled, SampleSpec, sample, uniform
-from engines.types import RequestId, SamplingParams
+from engines.types import LEAST_TEMPERATURE, RequestId, SamplingParams
 
 SEED = 11
 PLAIN = SamplingParams()
@@ -96,6 +96,14 @@ def test_temperature_zero_takes_the_most_likely_token_whatever_the_rest_says() -
     for index in range(50):
         params = SamplingParams(temperature=0.0, top_k=2, top_p=0.9, min_p=0.1)
         assert draw(logits_V, params, index=index).token_id == 1
+
+
+def test_the_least_temperature_still_gives_numbers_and_less_is_refused() -> None:
+    logits_V = torch.tensor([-300.0, 300.0, 299.0, 1e4, -1e4])
+    sampled = draw(logits_V, SamplingParams(temperature=LEAST_TEMPERATURE))
+    assert sampled == Sampled(3, 0.0)
+    with pytest.raises(ValueError, match=r"sampling.temperature must be 0 or >= 0.001, got 1e-300"):
+        SamplingParams(temperature=1e-300)
 
 
 @given(
