@@ -193,7 +193,7 @@ def make_app(routes: Routes) -> FastAPI:
     app.add_exception_handler(HTTPException, _told_http)
     app.add_exception_handler(Exception, _told_unforeseen)
     get, post = {"methods": ["GET"]}, {"methods": ["POST"]}
-    stream = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    stream: dict[str, Any] = {"content": {"text/event-stream": {}}}
     chat = {"response_model": wire.ChatAnswer, "responses": {**_ERRORS, 200: stream}, **post}
     completion = {"response_model": wire.CompletionAnswer, "responses": {**_ERRORS, 200: stream}, **post}
     prometheus = {"content": {"text/plain": {"schema": {"type": "string"}}}}

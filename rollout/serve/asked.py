@@ -27,7 +27,6 @@ _NOT_TO_BE_HAD: Mapping[str, Sequence[object]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "guided_json": (),
-    "ignore_eos": (False,),
     "logit_bias": ({},),
     "min_tokens": (0,),
     "modalities": (["text"],),
@@ -113,13 +112,18 @@ def _asked(
         "top_k": None if request.top_k is None else max(0, request.top_k),
         "min_p": request.min_p,
         "seed": request.seed,
+        "stop_ids": () if request.ignore_eos else None,
     }
     set_here: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     stops = dict.fromkeys((*defaults.stop_strings, *request.stop_strings()))
+    try:
+        sampling = replace(defaults, stop_strings=tuple(stops), **set_here)
+    except ValueError as error:
+        raise ApiError(400, str(error).removeprefix("sampling.")) from error
     logprobs = getattr(request, "logprobs", None)
     return Asked(
         told=told,
-        sampling=replace(defaults, stop_strings=tuple(stops), **set_here),
+        sampling=sampling,
         max_tokens=max_tokens,
         reads_calls=reads_calls,
         stream=bool(request.stream),

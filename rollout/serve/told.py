@@ -7,7 +7,6 @@ is known here of engines or of HTTP.
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +52,7 @@ class ChatTold:
         return speech.open(self.messages, self.tools)
 
     def more(self, heard: Told, speech: PromptFormat, *, ended: bool) -> Sequence[int] | None:
-        if not isinstance(heard, ChatTold) or not _same_tools(self.tools, heard.tools):
+        if not isinstance(heard, ChatTold) or self.tools != heard.tools:
             return None
         num_heard, rest = len(heard.messages), self.messages[len(heard.messages) :]
         if not rest or any(message.role == "assistant" for message in rest):
@@ -88,12 +87,3 @@ class IdsTold:
 def _comparable(message: Message) -> Message:
     """Agents trim what a model said, and keep its calls as data."""
     return replace(message, content=message.content.strip()) if message.role == "assistant" else message
-
-
-def _same_tools(first: Sequence[ToolSchema], second: Sequence[ToolSchema]) -> bool:
-    return first is second or _written(first) == _written(second)
-
-
-def _written(tools: Sequence[ToolSchema]) -> str:
-    """In the order in which the prompt tells it."""
-    return json.dumps(tools)

@@ -80,6 +80,8 @@ class SamplingFields(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
+    ignore_eos: bool | None = None
+    """Whether to go on past the tokens that end the model's turn."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
