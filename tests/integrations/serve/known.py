@@ -11,13 +11,10 @@ MULTIPLY: ToolSchema = {
         "name": "product_multiply",
         "description": "Multiply two integers.",
         "parameters": {
-            "properties": {
-                "a": {"title": "A", "type": "integer"},
-                "b": {"title": "B", "type": "integer"},
-            },
+            "type": "object",
+            "properties": {"a": {"title": "A", "type": "integer"}, "b": {"title": "B", "type": "integer"}},
             "required": ["a", "b"],
             "title": "multiplyArguments",
-            "type": "object",
         },
     },
 }

@@ -27,7 +27,7 @@ class ProductTask(vf.Task[vf.TaskData, vf.State, vf.TaskConfig]):
 
     @vf.reward
     async def says_the_product(self, trace: vf.Trace) -> float:
-        return float("42" in (trace.root_reply or ""))
+        return float("42" in trace.last_reply)
 
 
 class ProductTaskset(vf.Taskset[ProductTask, vf.TasksetConfig]):

@@ -69,7 +69,7 @@ def test_an_agent_of_another_package_becomes_a_trajectory(
     )
     trace = asyncio.run(asyncio.wait_for(run_agent(base_url), 200))
     assert trace.ok, trace.errors
-    assert trace.root_reply == ANSWER
+    assert trace.last_reply == ANSWER
     trajectory = served.endpoint.end_session("verifiers", reward=trace.reward)
     assert trajectory.outcome is Outcome.COMPLETED
     assert trajectory.reward == 1.0
