@@ -79,18 +79,19 @@ class _RolloutFunction:
 
     def __init__(self, backend: RolloutBackend | None) -> None:
         self._backend = backend
-        self._trainer: GRPOTrainer | None = None
+        self._training: object | None = None
+        """The state of the training under way: each `train()` makes one, whose steps begin at 0 again."""
         self._pushed_step: int | None = None
-        """The trainer's step whose weights the engines have."""
+        """The step of it whose weights the engines have."""
         self._tasks: dict[bool, DatasetTasks] = {}
         """Of the trainer's training set (True) and of the sets it evaluates on."""
 
     def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         ranks = Ranks()
         by_rank = ranks.gather(prompts)
-        if trainer is not self._trainer:
+        if trainer.state is not self._training:
             ranks.from_first(lambda: self._check(trainer, ranks.size))
-            self._trainer, self._pushed_step = trainer, None
+            self._training, self._pushed_step = trainer.state, None
             self._tasks.clear()
         if trainer.state.global_step != self._pushed_step:
             self._push(trainer, ranks)

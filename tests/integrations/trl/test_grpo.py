@@ -1,4 +1,4 @@
-"""GRPO steps of the released TRL, trained by DeepSpeed and played by this backend."""
+"""GRPO steps of the released TRL, trained by DeepSpeed or without, and played by this backend."""
 
 from __future__ import annotations
 
@@ -38,12 +38,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_job(
-    folder: Path, model: Path, *, ranks: int, zero_stage: int, num_generations: int, **args: Any
+    folder: Path,
+    model: Path,
+    *,
+    ranks: int,
+    zero_stage: int | None,
+    num_generations: int,
+    trainings_after: int = 0,
+    **args: Any,
 ) -> list[dict[str, Any]]:
     """What every rank noted."""
     job = {
         "model": str(model),
         "zero_stage": zero_stage,
+        "trainings_after": trainings_after,
         "tasks": [
             {"prompt": task.prompt, "environment": "tests.integrations.trl.coins:Coins"}
             for task in make_tasks(seed=0, num_tasks=8)
@@ -101,6 +109,24 @@ def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
     )
 
 
+@pytest.fixture(scope="module")
+def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Without DeepSpeed, whose engine is gone after one training: three trainings of one step."""
+    (rank,) = run_job(
+        tmp_path_factory.mktemp("plain"),
+        model,
+        ranks=1,
+        zero_stage=None,
+        num_generations=4,
+        trainings_after=2,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=8,
+        max_steps=1,
+        learning_rate=2e-3,
+    )
+    return rank
+
+
 def test_deepspeed_trains_and_zero_3_has_cut_the_weights_up(
     alone: dict[str, Any], pair: list[dict[str, Any]]
 ) -> None:
@@ -133,6 +159,14 @@ def test_weights_are_pushed_once_for_each_step(alone: dict[str, Any], pair: list
         assert [call["step"] for call in rank["calls"]] == [*range(steps), steps, steps]
         assert rank["version"] == steps + 1
         assert rank["evaluated"]["eval_reward"] > 0
+
+
+def test_a_training_that_begins_again_pushes_what_it_begins_with(plain: dict[str, Any]) -> None:
+    after = plain["after"]
+    assert plain["zero_stage"] is None
+    assert [call["step"] for call in plain["calls"] + after["calls"]] == [0, 1, 1, 0, 0]
+    assert after["version"] == plain["version"] + 2
+    assert all(max(call["off_by"]) < TOLERANCE for call in after["calls"])
 
 
 def test_rows_are_those_of_the_ranks_own_prompts(alone: dict[str, Any], pair: list[dict[str, Any]]) -> None:
