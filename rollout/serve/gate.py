@@ -17,6 +17,7 @@ from typing import Any
 
 from rollout.serve.config import ServeConfig
 from rollout.serve.errors import ApiError
+from rollout.serve.stream import as_event
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -137,10 +138,12 @@ class _Answer:
         await self._send(event)
 
     async def fail(self, error: ApiError) -> None:
-        """Say what was wrong; to a client that has half an answer by ending it."""
+        """Say what was wrong; an answer that has begun is a stream, and ends with it."""
         if self.status:
             self.status = error.status
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send(
+                {"type": "http.response.body", "body": as_event(error.body()), "more_body": False}
+            )
             return
         headers = {"content-type": "application/json", "connection": "close", **error.headers}
         await self(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from rollout.serve.errors import ApiError
@@ -26,21 +26,22 @@ async def events(reply: Callable[[OnText], Awaitable[Reply]], writer: Writer) ->
         if text is None:
             await serving  # it failed before its first token, or had none to tell
         for chunk in writer.began():
-            yield _event(chunk)
+            yield as_event(chunk)
         while text is not None:
             if text:
-                yield _event(writer.text(text))
+                yield as_event(writer.text(text))
             text = await heard.get()
         try:
             for chunk in writer.ended(await serving):
-                yield _event(chunk)
+                yield as_event(chunk)
         except ApiError as error:
-            yield _event(error.body())
+            yield as_event(error.body())
         yield b"data: [DONE]\n\n"
     finally:
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
 
 
-def _event(chunk: dict[str, Any]) -> bytes:
+def as_event(chunk: Mapping[str, Any]) -> bytes:
+    """As a stream holds it."""
     return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"

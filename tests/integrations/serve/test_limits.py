@@ -26,7 +26,7 @@ from tests.integrations.serve.conftest import SERVE, Served
 from tests.integrations.serve.known import MULTIPLY
 from tests.integrations.serve.test_openai import COUNT, chat, client_of
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 DEADLINE_S = 60.0
 
 
@@ -192,6 +192,8 @@ def test_a_request_has_its_time(served: Served) -> None:
         with pytest.raises(openai.InternalServerError) as late:
             chat(client, COUNT, max_tokens=1400, extra_body={"ignore_eos": True})
         assert late.value.status_code == 504
+        with pytest.raises(openai.APIError):  # not an answer that looks whole
+            list(chat(client, COUNT, max_tokens=1400, stream=True, extra_body={"ignore_eos": True}))
 
 
 def test_requests_and_sessions_beyond_their_number_are_told_to_come_back(served: Served) -> None:

@@ -22,7 +22,7 @@ from rollout.types import Outcome, Trajectory
 from tests.integrations.serve.conftest import Served
 from tests.integrations.serve.known import ANSWER, CALL, COUNTING, MULTIPLY, QUESTION
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 COUNT = [{"role": "user", "content": "Count."}]
 
 

@@ -21,7 +21,7 @@ from rollout.__main__ import main
 from rollout.records import read_trajectories
 from tests.integrations.serve.conftest import OVERRIDES
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_job_serves_until_it_is_stopped_and_leaves_its_records(

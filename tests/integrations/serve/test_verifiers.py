@@ -23,7 +23,7 @@ from tests.integrations.serve.conftest import Served
 from tests.integrations.serve.known import ANSWER
 from tests.integrations.serve.product_taskset import ProductTaskset
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[3]
 
 
