@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -52,6 +53,7 @@ from engines.model.runner import (  # noqa: E402
 )
 from engines.scheduling.prefill_estimates import PrefillProfile  # noqa: E402
 from engines.vllm.feed_connector import FeedConnector, NoPlan, Sweep, pages_in_turn  # noqa: E402
+from engines.vllm.folder_weights import other_weights  # noqa: E402
 from engines.vllm.page_format import CacheGroup, layers_in_order, page_format  # noqa: E402
 from engines.vllm.page_kind import page_kind  # noqa: E402
 from kvstore.layout import BlockLayout  # noqa: E402
@@ -82,6 +84,7 @@ class VllmRunner:
     ) -> None:
         """Load the model; `kv_bytes` for vLLM's cache. Raises ModelUnsupported, in one line."""
         self.device = torch.device(device)
+        self._folder = Path(model_path)
         self._llm = LLM(
             model_path,
             skip_tokenizer_init=True,
@@ -127,7 +130,8 @@ class VllmRunner:
         self._running: set[str] = set()
         self._new_weights: dict[str, Tensor] = {}
         self._held: dict[str, Tensor] = {}
-        """What was pushed last, in host memory."""
+        """What was pushed, in host memory."""
+        self._refuse_unless_it_computes()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -203,10 +207,19 @@ class VllmRunner:
         self._new_weights.update((name, torch.tensor(array)) for name, array in bucket)
 
     def weights_loaded(self) -> None:
-        """vLLM fuses and repacks weights: it wants all of a model at once, and what it was given is kept."""
+        """vLLM fuses and repacks weights: it wants all of a model at once, and what was pushed is kept."""
         if self._new_weights:
-            self._worker.reload_weights(weights_iterator=iter(self._new_weights.items()))
-            self._held, self._new_weights = self._new_weights, {}
+            self._held |= self._new_weights
+            self._new_weights = {}
+            others = other_weights(self._folder, self._held)
+            self._worker.reload_weights(weights_iterator=chain(self._held.items(), others))
+
+    def _refuse_unless_it_computes(self) -> None:
+        """What its kernels cannot do (a head's size) vLLM says when it is to do it."""
+        try:
+            self._forward([[0]], [0], [(0,)])
+        except RuntimeError as error:
+            raise ModelUnsupported(f"vLLM cannot run this model on {self.device}: {error}") from error
 
     def _forward(
         self, ids: Sequence[list[int]], computed: Sequence[int], pages: Sequence[tuple[int, ...]]

@@ -19,24 +19,34 @@ from tests.integrations.vllm.vllm_engine import generate, shut_down
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
+FILE = "model.safetensors"
 BLOCK_TOKENS = {"gqa": 32, "mla": 16}
 PROMPTS = [[(i * 7 + j) % 250 for i in range(length)] for j, length in enumerate((150, 97, 64))]
+
+GQA, MLA = (
+    pytest.mark.parametrize("runner", [name], indirect=True, scope="module") for name in ("gqa", "mla")
+)
 
 
 @pytest.fixture(scope="module", params=["gqa", "mla"])
 def runner(request, tmp_path_factory):
     model = save_model(request.param, tmp_path_factory.mktemp("models") / request.param)
-    limits = BatchLimits(rows=16, tokens=1024)
-    opened = VllmRunner(
-        str(model),
-        BLOCK_TOKENS[request.param],
-        dtype="float32",
-        device="cpu",
-        kv_bytes=16 << 20,
-        most=limits,
-    )
+    opened = open_runner(model, BLOCK_TOKENS[request.param])
     yield opened
     shut_down(opened._llm)
+
+
+def open_runner(model, block_tokens):
+    limits = BatchLimits(rows=16, tokens=1024)
+    return VllmRunner(str(model), block_tokens, dtype="float32", device="cpu", kv_bytes=16 << 20, most=limits)
+
+
+def test_a_model_that_vllms_kernels_cannot_run_is_refused(tiny_model_dir):
+    try:
+        with pytest.raises(ModelUnsupported, match=r"cannot run this model on cpu: .*head_dim=16"):
+            open_runner(tiny_model_dir, 32)
+    finally:
+        shut_down()
 
 
 class KeepingFeed:
@@ -126,19 +136,59 @@ def test_hits_of_an_earlier_prefill_change_nothing(runner):
     assert decode_all(runner, PROMPTS, made_again, first, 20) == decode_all(runner, PROMPTS, made, first, 20)
 
 
+def folder_weights(runner):
+    """As they would be pushed."""
+    return [(name, weight.numpy()) for name, weight in load_file(runner._folder / FILE).items()]
+
+
+def push(runner, *buckets):
+    for bucket in buckets:
+        runner.load_weights(bucket)
+    runner.weights_loaded()
+
+
+@GQA
 def test_new_weights_are_used_once_all_are_there(runner):
     before, _ = prefill(runner, PROMPTS)
-    folder = runner._llm.llm_engine.vllm_config.model_config.model
-    weights = load_file(f"{folder}/model.safetensors")
-    if "mla" in folder:  # it has experts
-        with pytest.raises(ModelUnsupported, match="experts"):
-            runner.load_weights([])
-        return
-    runner.load_weights([(name, (weight * 0.5).numpy()) for name, weight in list(weights.items())[:5]])
-    runner.load_weights([(name, (weight * 0.5).numpy()) for name, weight in list(weights.items())[5:]])
+    halved = [(name, array / 2) for name, array in folder_weights(runner)]
+    runner.load_weights(halved[:5])
+    runner.load_weights(halved[5:])
     assert torch.equal(prefill(runner, PROMPTS)[0], before)
     runner.weights_loaded()
     assert not torch.allclose(prefill(runner, PROMPTS)[0], before, atol=1e-3)
-    runner.load_weights([(name, weight.numpy()) for name, weight in weights.items()])
-    runner.weights_loaded()
+    push(runner, folder_weights(runner))
     assert torch.allclose(prefill(runner, PROMPTS)[0], before, atol=1e-4)
+
+
+@GQA
+def test_new_weights_can_be_read_for_an_engine_that_has_just_started(runner):
+    pushed = {name: array * 0.75 for name, array in folder_weights(runner)}
+    push(runner, pushed.items())
+    expected, _ = prefill(runner, PROMPTS)
+    assert runner.weight_sizes() == {name: array.nbytes for name, array in pushed.items()}
+    names = list(pushed)
+    buckets = [runner.read_weights(names[:7]), runner.read_weights(names[7:])]
+    push(runner, folder_weights(runner))
+    assert not torch.allclose(prefill(runner, PROMPTS)[0], expected, atol=1e-3)
+    push(runner, *buckets)
+    assert torch.equal(prefill(runner, PROMPTS)[0], expected)
+
+
+@GQA
+def test_weights_that_were_not_pushed_stay(runner):
+    """Where vLLM has fused them with what was, too."""
+    weights = folder_weights(runner)
+    queries = [(name, array * 2) for name, array in weights if "q_proj" in name]
+    push(runner, weights, queries)
+    expected, _ = prefill(runner, PROMPTS)
+    push(runner, weights)
+    runner._held.clear()  # as if nothing had ever been pushed
+    push(runner, queries)
+    assert torch.equal(prefill(runner, PROMPTS)[0], expected)
+    push(runner, weights)
+
+
+@MLA
+def test_new_weights_of_experts_are_refused(runner):
+    with pytest.raises(ModelUnsupported, match="experts"):
+        runner.load_weights([])

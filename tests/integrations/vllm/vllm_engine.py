@@ -59,9 +59,10 @@ def vllm_engine(model: Path, store: Path | None = None, **extra: Any) -> Iterato
         shut_down(llm)
 
 
-def shut_down(llm: LLM) -> None:
-    """Let another engine start in this process."""
-    llm.llm_engine.engine_core.shutdown()
+def shut_down(llm: LLM | None = None) -> None:
+    """Let another engine start in this process; None: after one that could not."""
+    if llm is not None:
+        llm.llm_engine.engine_core.shutdown()
     ensure_kv_transfer_shutdown()
     gc.collect()
     cleanup_dist_env_and_memory()
