@@ -217,11 +217,15 @@ class Life:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _nurse(self) -> None:
-        """Push weights again where no engine is left that holds them, as whoever trains would."""
+        """Give weights again where no engine is left that holds them, as whoever trains would."""
+        backend = self._backend
         while True:
-            if self._backend.cluster.supervisor.needs_weights:
+            if backend.needs_weights:
                 with suppress(EngineError, RolloutError):
-                    await self._update()
+                    async with self._updating:
+                        await backend.restore_weights(
+                            weights_of(self._run.model_path, backend.weights_version)
+                        )
             await asyncio.sleep(1.0)
 
 
