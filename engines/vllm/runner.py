@@ -11,6 +11,7 @@ The interfaces used here are vLLM's inside and change with its releases: see eng
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -213,6 +214,7 @@ class VllmRunner:
             self._new_weights = {}
             others = other_weights(self._folder, self._held)
             self._worker.reload_weights(weights_iterator=chain(self._held.items(), others))
+            _repack_tied(self._worker.get_model())
 
     def _refuse_unless_it_computes(self) -> None:
         """What its kernels cannot do (a head's size) vLLM says when it is to do it."""
@@ -259,6 +261,16 @@ class VllmRunner:
         # vLLM's tensor is one of its inference mode; this one may be changed.
         logits: Tensor = state.logits.clone().float()
         return logits[[index[name] for name in names]]
+
+
+def _repack_tied(model: torch.nn.Module) -> None:
+    """vLLM repacks a weight for the layer that it loads; one that shares it, a tied head, is left behind."""
+    layers = [layer for layer in model.modules() if isinstance(getattr(layer, "weight", None), Tensor)]
+    sharing = Counter(id(layer.weight) for layer in layers)
+    for layer in layers:
+        if sharing[id(layer.weight)] > 1:
+            method: Any = layer.quant_method
+            method.process_weights_after_loading(layer)
 
 
 def _class_name(module: object) -> str:

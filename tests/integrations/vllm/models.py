@@ -37,13 +37,13 @@ _MLA: dict[str, Any] = {
 
 
 def save_model(name: str, path: Path) -> Path:
-    """A random model that vLLM runs on a CPU: `gqa` or `mla`."""
+    """A random model that vLLM runs on a CPU: `gqa`, the same with a `tied` head, or `mla`."""
     torch.manual_seed(0)
     is_mla = name == "mla"
     config = (
         DeepseekV3Config(**_COMMON, **_MLA)
         if is_mla
-        else Qwen3Config(**_COMMON, num_key_value_heads=2, head_dim=32)
+        else Qwen3Config(**_COMMON, num_key_value_heads=2, head_dim=32, tie_word_embeddings=name == "tied")
     )
     AutoModelForCausalLM.from_config(config).float().save_pretrained(path)
     byte_tokenizer().save_pretrained(path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from array import array
 
+import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
 
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from engines.errors import ModelUnsupported
 from engines.model.runner import BatchShape, DecodeRow, PrefillRow
@@ -20,11 +22,12 @@ from tests.integrations.vllm.vllm_engine import generate, shut_down
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 FILE = "model.safetensors"
-BLOCK_TOKENS = {"gqa": 32, "mla": 16}
+BLOCK_TOKENS = {"gqa": 32, "tied": 32, "mla": 16}
 PROMPTS = [[(i * 7 + j) % 250 for i in range(length)] for j, length in enumerate((150, 97, 64))]
 
-GQA, MLA = (
-    pytest.mark.parametrize("runner", [name], indirect=True, scope="module") for name in ("gqa", "mla")
+DENSE, MLA = (
+    pytest.mark.parametrize("runner", names, indirect=True, scope="module")
+    for names in (["gqa", "tied"], ["mla"])
 )
 
 
@@ -147,20 +150,29 @@ def push(runner, *buckets):
     runner.weights_loaded()
 
 
-@GQA
+def logits_by_transformers(runner, weights):
+    model = AutoModelForCausalLM.from_pretrained(runner._folder, dtype=torch.float32)
+    model.load_state_dict({name: torch.tensor(array) for name, array in weights}, strict=False)
+    with torch.no_grad():
+        return torch.stack([model(torch.tensor([prompt])).logits[0, -1] for prompt in PROMPTS])
+
+
+@DENSE
 def test_new_weights_are_used_once_all_are_there(runner):
     before, _ = prefill(runner, PROMPTS)
-    halved = [(name, array / 2) for name, array in folder_weights(runner)]
-    runner.load_weights(halved[:5])
-    runner.load_weights(halved[5:])
+    other = [(name, np.roll(array, 1)) for name, array in folder_weights(runner)]
+    expected = logits_by_transformers(runner, other)
+    assert not torch.allclose(expected, before, atol=0.1)
+    runner.load_weights(other[:5])
+    runner.load_weights(other[5:])
     assert torch.equal(prefill(runner, PROMPTS)[0], before)
     runner.weights_loaded()
-    assert not torch.allclose(prefill(runner, PROMPTS)[0], before, atol=1e-3)
+    assert torch.allclose(prefill(runner, PROMPTS)[0], expected, atol=1e-4)
     push(runner, folder_weights(runner))
     assert torch.allclose(prefill(runner, PROMPTS)[0], before, atol=1e-4)
 
 
-@GQA
+@DENSE
 def test_new_weights_can_be_read_for_an_engine_that_has_just_started(runner):
     pushed = {name: array * 0.75 for name, array in folder_weights(runner)}
     push(runner, pushed.items())
@@ -174,7 +186,7 @@ def test_new_weights_can_be_read_for_an_engine_that_has_just_started(runner):
     assert torch.equal(prefill(runner, PROMPTS)[0], expected)
 
 
-@GQA
+@DENSE
 def test_weights_that_were_not_pushed_stay(runner):
     """Where vLLM has fused them with what was, too."""
     weights = folder_weights(runner)
