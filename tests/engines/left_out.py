@@ -7,8 +7,11 @@ makes use of; one that is made use of all the same fails where it is.
 
 from __future__ import annotations
 
+import operator
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -18,6 +21,7 @@ from typing import Any
 ABSENT = ("accelerate", "deepspeed")
 """What transformers does without where it is not installed."""
 HOLLOW = (
+    "sympy",
     "torch._dynamo",
     "torch._export",
     "torch._inductor",
@@ -26,6 +30,7 @@ HOLLOW = (
     "torch.distributed.tensor",
     "torch.distributions",
     "torch.export",
+    "torch.fx.experimental.symbolic_shapes",
     "torch.onnx",
     "torch.testing",
     "transformers.generation.continuous_batching",
@@ -34,8 +39,31 @@ HOLLOW = (
 """Packages with all in them: four of ten modules, and more than half of the time."""
 NOT_HOLLOW = {
     "torch._dynamo": {"disable": lambda function, *args, **kwargs: function},
+    "torch.fx.experimental.symbolic_shapes": {
+        "expect_true": bool,
+        "guard_or_false": bool,
+        "guard_or_true": bool,
+        "guard_size_oblivious": bool,
+        "is_nested_int": lambda size: False,
+        "sym_and": lambda *conditions: all(conditions),
+        "sym_eq": operator.eq,
+        "sym_or": lambda *conditions: any(conditions),
+    },
 }
 """What torch does call in them, as it is where nothing is compiled."""
+
+MODELS = (
+    "__init__.py",
+    "auto",
+    "deepseek_v3",
+    "deepseek_v32",
+    "encoder_decoder",
+    "llama",
+    "qwen2",
+    "qwen3",
+    "timm_backbone",
+)
+"""Those of transformers that are to be had. On its import it reads the files of all that it finds, twice."""
 
 
 class HollowModule(ModuleType):
@@ -70,5 +98,16 @@ def leave_out() -> None:
     """From now on, in this process and those forked from it."""
     sys.modules.update(dict.fromkeys(ABSENT))  # type: ignore[arg-type]
     sys.meta_path.insert(0, HollowPackages(HOLLOW))
+    vars(os)["scandir"] = _without_models(os.scandir)
     for name, functions in NOT_HOLLOW.items():
         vars(import_module(name)).update(functions)
+
+
+def _without_models(scandir: Callable[..., Any]) -> Callable[..., Any]:
+    def scanned(path: Any = ".") -> Any:
+        if not str(path).endswith(os.path.join("transformers", "models")):
+            return scandir(path)
+        with scandir(path) as entries:
+            return nullcontext([entry for entry in entries if entry.name in MODELS])
+
+    return scanned
