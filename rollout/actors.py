@@ -17,6 +17,7 @@ import os
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, TypeVar, cast
@@ -62,7 +63,12 @@ class ActorHost:
     cost an agent worker the import of torch. Coroutines share the event loop; a plain method has it alone.
     """
 
-    def __init__(self, module: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, module: str, name: str, given: Sequence[Any]) -> None:
+        """`given`: a reference to the arguments of the class, which a restart takes once more."""
+        with ThreadPoolExecutor(
+            1
+        ) as elsewhere:  # Ray warns of who waits on an actor's loop, though it is idle
+            args, kwargs = elsewhere.submit(ray.get, given[0]).result()
         self._object = getattr(import_module(module), name)(*args, **kwargs)
         # What has been imported stays: looking at it again and again took a sixth of a busy scheduler's time.
         gc.freeze()
@@ -187,6 +193,9 @@ class RayCluster:
         self._started_ray = False
         self._groups: dict[NodeId, PlacementGroup] = {}
         self._actors: list[Any] = []
+        self._given: list[Any] = []
+        """What actors were made with. Ray forgets large arguments when nobody holds them, and an actor that
+        needs them once more is then dead for good."""
         if not ray.is_initialized():
             self._init(address, num_nodes)
             self._started_ray = True
@@ -260,7 +269,9 @@ class RayCluster:
         options["max_restarts"] = -1 if restarts else 0
         # A class of its own, so that the process shows what it is.
         host: Any = ray.remote(type(cls.__name__, (ActorHost,), {}))
-        handle = host.options(**options).remote(cls.__module__, cls.__name__, args, kwargs)
+        given = await self.share((args, kwargs))
+        self._given.append(given)
+        handle = host.options(**options).remote(cls.__module__, cls.__name__, [given])
         self._actors.append(handle)
         try:
             await asyncio.wait_for(handle.__ray_ready__.remote(), self._start_deadline_s)
@@ -311,6 +322,7 @@ class RayCluster:
         for handle in self._actors:
             ray.kill(handle)
         self._actors.clear()
+        self._given.clear()
         for group in self._groups.values():
             remove_placement_group(group)
         self._groups.clear()
