@@ -9,7 +9,7 @@ from rollout.reproduce.desk import Desk
 from rollout.reproduce.paper import Comparison, PaperValue
 
 _AGENTS = 1024
-_CASES = {
+CASES = {
     (prefill, decode): Case("ds_27b", "paper-64k", prefill, decode, _AGENTS, DUALPATH)
     for prefill, decode in ((1, 1), (1, 2), (2, 1))
 }
@@ -24,7 +24,7 @@ _PAIRS = {
 def node_ratio(desk: Desk) -> None:
     run, setup = desk.runner, f"ds_27b 64k 1P1D, 1P2D and 2P1D, {_AGENTS} agents"
     speedups, over_oracle = [], []
-    for case in _CASES.values():
+    for case in CASES.values():
         foot_s, ours_s, floor_s = (run.jct_s(case.served(step)) for step in (FOOT, DUALPATH, FLOOR))
         speedups.append(foot_s / ours_s)
         over_oracle.append(ours_s / floor_s)
@@ -47,5 +47,5 @@ def node_ratio(desk: Desk) -> None:
             )
         )
     for name, (step, nodes, other_step, other_nodes) in _PAIRS.items():
-        ratio = run.jct_s(_CASES[nodes].served(step)) / run.jct_s(_CASES[other_nodes].served(other_step))
+        ratio = run.jct_s(CASES[nodes].served(step)) / run.jct_s(CASES[other_nodes].served(other_step))
         desk.tell(Comparison("node_ratio", name, setup, ratio, "ratio", PaperValue.within(0.05, 1.0)))

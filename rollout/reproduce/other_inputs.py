@@ -1,4 +1,4 @@
-"""The ablation with other inputs: which of them would explain the distance to the paper's times.
+"""Rows with other inputs: which of them would explain the distance to the paper's times.
 
 What a forward or a decode step of the paper took is told nowhere; ours are sums of single operations measured
 on an H200. Nor is it told whether the indexer's keys are stored beside the KV: table 1 leaves them out, the
@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rollout.reproduce.ablation import CUTS, READ_OFF, case_of
-from rollout.reproduce.case import FLOOR, FOOT, Case
+from rollout.reproduce.case import DUALPATH, FLOOR, FOOT, Case
 from rollout.reproduce.desk import Desk
+from rollout.reproduce.large_scale import STATED_S, unit_case
+from rollout.reproduce.node_ratio import CASES
 from rollout.reproduce.paper import Comparison, PaperValue
 
 _AGENTS = 1024
@@ -34,7 +36,12 @@ def other_inputs(desk: Desk) -> None:
         ),
     }
     for name, (foot, changed) in variants.items():
-        _tell(desk, name, foot, f"{base.setup}, {changed}")
+        _tell_ablation(desk, name, foot, f"{base.setup}, {changed}")
+    for case in CASES.values():
+        _tell_ratios(desk, slower(case, _FACTOR), f"{case.setup}, GPU times x2")
+    unit = unit_case(1)
+    unit_s, paper = desk.runner.jct_s(slower(unit, _FACTOR)), PaperValue.within(0.25, STATED_S[1])
+    desk.tell(Comparison("other_inputs", "jct_48k_gpu_x2", f"{unit.setup}, GPU times x2", unit_s, "s", paper))
 
 
 def slower(case: Case, factor: float) -> Case:
@@ -46,7 +53,7 @@ def slower(case: Case, factor: float) -> Case:
     return replace(case, overrides=(*case.overrides, *changed))
 
 
-def _tell(desk: Desk, name: str, foot: Case, setup: str) -> None:
+def _tell_ablation(desk: Desk, name: str, foot: Case, setup: str) -> None:
     foot_s, floor_s = desk.runner.jct_s(foot), desk.runner.jct_s(foot.served(FLOOR))
     read_off = PaperValue.told(READ_OFF[_AGENTS][0], "read off")
     desk.tell(Comparison("other_inputs", f"jct_no_layerwise_{name}", setup, foot_s, "s", read_off))
@@ -54,3 +61,10 @@ def _tell(desk: Desk, name: str, foot: Case, setup: str) -> None:
     for part, (step, paper) in CUTS.items():
         cut, told = 100 * (1 - desk.runner.jct_s(foot.served(step)) / foot_s), PaperValue.told(paper)
         desk.tell(Comparison("other_inputs", f"cut_{part}_{name}", setup, cut, "% of JCT", told))
+
+
+def _tell_ratios(desk: Desk, case: Case, setup: str) -> None:
+    foot_s, ours_s, floor_s = (desk.runner.jct_s(case.served(step)) for step in (FOOT, DUALPATH, FLOOR))
+    nodes = case.cluster.lower()
+    desk.tell(Comparison("other_inputs", f"speedup_{nodes}_gpu_x2", setup, foot_s / ours_s, "x"))
+    desk.tell(Comparison("other_inputs", f"over_oracle_{nodes}_gpu_x2", setup, ours_s / floor_s, "ratio"))
