@@ -14,6 +14,7 @@ os.environ.update(
     WANDB_MODE="offline",
 )
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's background job ignores Ctrl-C, and so would all that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(rdma_tests.plugin())
 
 

@@ -28,6 +28,7 @@ STOPPED = "worker-0"
 BACK_DEADLINE_S = 500.0
 
 
+@pytest.mark.timeout(900)
 def test_every_process_may_be_killed_and_all_come_back_with_the_current_weights(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -40,6 +41,9 @@ def test_every_process_may_be_killed_and_all_come_back_with_the_current_weights(
         "scheduler.heartbeat_deadline_s=6",
         "scheduler.restart_after_s=0",
         "engines.start_deadline_s=600",
+        "scheduler.place_deadline_s=700",  # engines take their time on a busy host, and turns wait for them
+        "task.turn_deadline_s=800",
+        "task.wall_time_s=850",
     )
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32).eval()
     with torch.no_grad():
